@@ -157,8 +157,8 @@ def test_shape_comes_from_the_recipe_of_the_tokenizer(
     Path("second.yaml").write_text(to_yaml(recipe))
     assert run(["estimate", "second.yaml"]) == 0
     text = capsys.readouterr().out
-    assert "latents of 8 x 8 x 8: by the recipe first" in text and "assumed: 1,000 classes (--classes)" in text
-    assert "left out: latents, 4.1 kB per image (--dataset_images)" in text
+    assert "latents of 8 x 4 x 4: by the recipe first" in text and "assumed: 1,000 classes (--classes)" in text
+    assert "left out: latents, 1.0 kB per image (--dataset_images)" in text
     assert "RTX 4090" in text and "time at 40%" in text and max(map(len, text.splitlines())) <= 80
     options = ["--classes", "10", "--dataset_images", "100", "--latent_shape", "4,8,8", "--gpu", "A100,RTX 3090"]
     assert run(["estimate", "second.yaml", "--json", *options]) == 0

@@ -54,7 +54,7 @@ def published(path: Path, model: LightningDiT, **more: Any) -> str:
 def generator_of(model: LightningDiT, folder: Path, **more: Any) -> str:
     """Write a generator's folder with a tokenizer that has as many channels."""
     channels = model.config.latent_channels
-    tokenizer = AutoencoderKL(replace(AUTOENCODER, latent_channels=channels))
+    tokenizer = AutoencoderKL(replace(AUTOENCODER, latent_channels=channels, base_channels=32))  # 32 for diffusers
     statistics = more.pop("statistics", LatentStatistics(torch.zeros(channels), torch.ones(channels)))
     Generator(model, Tokenizer(tokenizer, statistics), **more).save_pretrained(folder)
     return str(folder)

@@ -112,7 +112,7 @@ def test_latents_collapse_if_the_flow_loss_reaches_the_tokenizer(
 
 def test_result_and_log(trained: Path) -> None:
     generator = Generator.from_pretrained(trained / "generator")
-    assert generator.num_classes == 10 and generator.latent_shape == (8, 8, 8)
+    assert generator.num_classes == 10 and generator.latent_shape == (8, 4, 4)
     assert generator.provenance["images_seen"] == 32 and generator.tokenizer.provenance["teacher"] == "dinov2-large"
     lines = read_metrics(trained)
     assert {"flow", "projection", "tokenizer_projection", "latent_std", "nll", "gradient_norm/transformer"} <= set(
@@ -144,7 +144,7 @@ def test_other_commands_take_the_result(trained: Path, tmp_path: Path) -> None:
     given = ["sample", generator, "--output", str(tmp_path / "drawn"), "--count", "2", "--steps", "2"]
     assert run([*given, "--device", "cpu"]) == 0
     assert len(list((tmp_path / "drawn").glob("0*.png"))) == 2
-    data = ImagesConfig("demo", 16, limit=16, workers=0)
+    data = ImagesConfig("demo", 8, limit=16, workers=0)
     encode.run(encode.Config(generator, latents, data, flips=False, device="cpu"))
     recipe = replace(transformer_recipe(tmp_path / "dit", tmp_path, images=8), tokenizer=generator, latents=latents)
     recipe = replace(recipe, normalization="tokenizer", flip=False)

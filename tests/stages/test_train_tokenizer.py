@@ -94,7 +94,7 @@ def test_flips_change_from_epoch_to_epoch(tmp_path: Path) -> None:
     """Each of 30 images is read eight times, about half of them mirrored."""
     recipe = tokenizer_recipe(tmp_path, batch_size=30)
     task = make_task(replace(recipe, data=replace(recipe.data, crop="center")))
-    plain = load_images(task.source, range(30), 16)
+    plain = load_images(task.source, range(30), 8)
     times = torch.zeros(2, 30, dtype=torch.int64)  # plain and mirrored
     batches = task.batches(0, 0)
     for _ in range(8):

@@ -13,9 +13,15 @@ from pathlib import Path
 from estimates import skip_estimates
 
 CONTEXT = multiprocessing.get_context("forkserver")
-_STAGES = ["vavae.stages.encode", "vavae.stages.train_dit", "vavae.stages.train_tokenizer"]
-# Training imports these late: together they take longer than a tiny run.
-_LATE = ["torch.distributed.checkpoint", "torch.distributed.fsdp", "torch._dynamo"]
+_STAGES = ["vavae.stages.encode", "vavae.stages.train_dit", "vavae.stages.train_joint", "vavae.stages.train_tokenizer"]
+# Training and `workers` import these late: together they take longer than a tiny run.
+_LATE = [
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch._dynamo",
+    "huggingface_hub.repocard",
+    "pytest",
+]
 CONTEXT.set_forkserver_preload([*_STAGES, *_LATE])
 
 

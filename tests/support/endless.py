@@ -24,5 +24,13 @@ def train(folder: str, data: str) -> None:
         sys.exit(1)
 
 
+def launch(folder: str, data: str) -> None:
+    """Do what the command `torchrun` does; its processes are forked, so they need not import everything again."""
+    from torch.distributed.run import main
+
+    forked = ["--start-method", "fork", "--run-path"]
+    main(["--standalone", "--nproc-per-node", "2", *forked, __file__, folder, data])
+
+
 if __name__ == "__main__":
     train(*sys.argv[1:])

@@ -26,7 +26,8 @@ def color_moments(pixels: Tensor) -> RunningMoments:
 
 def measured_tokenizer_recipe(folder: Path) -> train_tokenizer.Config:
     recipe = tokenizer_recipe(folder, images=32, validation_images=16)
-    return replace(recipe, frechet=ReconstructionFrechetConfig(20, "tiny", batch_size=6))
+    data = replace(recipe.data, size=16)
+    return replace(recipe, data=data, frechet=ReconstructionFrechetConfig(20, "tiny", batch_size=6))
 
 
 def measured_transformer_recipe(folder: Path, data: Path) -> train_dit.Config:

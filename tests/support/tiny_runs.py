@@ -28,7 +28,7 @@ TRAINING = TrainingConfig(
     checkpoint_images=24,
     tensorboard=False,
 )
-AUTOENCODER = AutoencoderConfig(8, 32, (1, 2), 1, ())
+AUTOENCODER = AutoencoderConfig(8, 16, (1, 2), 1, ())
 
 
 class TinyTeacher(torch.nn.Module):
@@ -69,7 +69,7 @@ def tokenizer_recipe(folder: Path, **training: Any) -> train_tokenizer.Config:
     )
     return train_tokenizer.Config(
         output=str(folder),
-        data=ImagesConfig("demo", size=16, crop="random", flip=True, limit=30, workers=2),
+        data=ImagesConfig("demo", size=8, crop="random", flip=True, limit=30, workers=2),
         tokenizer=AUTOENCODER,
         objective=objective,
         stages=(train_tokenizer.StageConfig(48, weight=0.05, cos_margin=0.2),),
@@ -88,7 +88,7 @@ def joint_recipe(folder: Path, **training: Any) -> train_joint.Config:
     )
     return train_joint.Config(
         output=str(folder),
-        data=ImagesConfig("demo", size=16, crop="random", flip=True, limit=30, workers=2),
+        data=ImagesConfig("demo", size=8, crop="random", flip=True, limit=30, workers=2),
         tokenizer=AUTOENCODER,
         transformer=train_dit.TransformerConfig("S/2", width=32, depth=2, heads=2),
         objective=objective,

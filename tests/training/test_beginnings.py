@@ -29,9 +29,45 @@ def _tiny_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiny_teacher(monkeypatch.setattr)
 
 
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_latents(tmp_path_factory.mktemp("latents"))
+
+
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_latents(tmp_path / "data")
+def data(latents: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(latents, tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `first`, a tokenizer, and `run`, a run of 16 images that began with its weights."""
+    folder = tmp_path_factory.mktemp("finished")
+    torch.manual_seed(11)
+    model = AutoencoderKL(AUTOENCODER)
+    Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(folder / "first")
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_teacher(patch.setattr)
+        train_tokenizer.run(replace(tokenizer_recipe(folder / "run", images=16), initial=str(folder / "first")))
+    return folder
+
+
+@pytest.fixture
+def config(finished: Path, tmp_path: Path) -> train_tokenizer.Config:
+    """The recipe of the finished run, in a copy of its folder."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
+
+
+def first_weights(finished: Path) -> dict[str, torch.Tensor]:
+    return Tokenizer.from_pretrained(finished / "first").autoencoder.state_dict()
+
+
+@pytest.fixture(scope="module")
+def whole(latents: Path) -> Path:
+    """The folder of a transformer's run of 48 images."""
+    train_dit.run(transformer_recipe(latents / "whole", latents, images=48))
+    return latents / "whole"
 
 
 def begun(config: train_tokenizer.Config) -> Trainer:
@@ -50,43 +86,34 @@ def begins_with(trainer: Trainer, weights: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("left", ["nothing", "a folder", "a half-written checkpoint"])
-def test_starting_weights_load_without_a_good_checkpoint(left: str, tmp_path: Path) -> None:
-    torch.manual_seed(11)
-    model = AutoencoderKL(AUTOENCODER)
-    Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
-    config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
+def test_starting_weights_load_without_a_good_checkpoint(left: str, finished: Path, tmp_path: Path) -> None:
+    config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(finished / "first"))
     checkpoints = tmp_path / "run/checkpoints"
     if left != "nothing":
         (checkpoints / (".partial-000000000016" if "half" in left else "")).mkdir(parents=True)
-    assert begins_with(begun(config), model.state_dict())
+    assert begins_with(begun(config), first_weights(finished))
 
 
 @pytest.mark.slow
-def test_run_with_damaged_checkpoints_does_not_start_over(tmp_path: Path) -> None:
-    model = AutoencoderKL(AUTOENCODER)
-    Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
-    config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
+def test_run_with_damaged_checkpoints_does_not_start_over(
+    config: train_tokenizer.Config, finished: Path, tmp_path: Path
+) -> None:
     checkpoints = tmp_path / "run/checkpoints"
-    train_tokenizer.run(config)
     (newest,) = CheckpointFolder(checkpoints).list()
     (newest / "__0_0.distcp").write_bytes(b"damaged")
     for _ in range(2):
         with pytest.raises(UserError, match=r"all its checkpoints are damaged .* remove this folder to start over"):
             begun(config)
     shutil.rmtree(checkpoints)
-    assert begins_with(begun(config), model.state_dict())
+    assert begins_with(begun(config), first_weights(finished))
 
 
 @pytest.mark.slow
-def test_checkpoint_overrides_starting_weights(tmp_path: Path) -> None:
+def test_checkpoint_overrides_starting_weights(config: train_tokenizer.Config, finished: Path, tmp_path: Path) -> None:
     """The folder of the starting weights may have been deleted by then."""
-    model = AutoencoderKL(AUTOENCODER)
-    Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
-    config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
-    train_tokenizer.run(config)
     shutil.rmtree(tmp_path / "first")
     trainer = begun(config)
-    assert trainer.images_seen == 16 and not begins_with(trainer, model.state_dict())
+    assert trainer.images_seen == 16 and not begins_with(trainer, first_weights(finished))
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, task: Any, images: int) -> None:
@@ -134,62 +161,68 @@ def other_latents(folder: Path) -> None:
     writer.finish()
 
 
+def replace_part(what: str, data: Path) -> None:
+    """Write other latents, another decoder, or other statistics of the tokenizer."""
+    if what == "latents":
+        other_latents(data / "latents")
+        return
+    former = Tokenizer.from_pretrained(data / "tokenizer")
+    statistics = LatentStatistics(torch.ones(8), 3 * torch.ones(8), 30)
+    if what == "tokenizer":
+        torch.nn.init.normal_(former.autoencoder.decoder.conv_out.weight)
+        statistics = former.statistics
+    Tokenizer(former.autoencoder, statistics, {}).save_pretrained(data / "tokenizer")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["latents", "tokenizer", "normalization"])
 def test_replaced_latents_or_tokenizer_are_refused(
-    what: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = transformer_recipe(tmp_path / "run", data, images=32, checkpoint_images=8)
+    data = tmp_path / "data"
+    recipe = transformer_recipe(tmp_path / "run", data, images=24, checkpoint_images=8)
     recipe = replace(recipe, normalization="tokenizer")
+    shutil.copytree(latents, data)
     stop_at(monkeypatch, train_dit.TransformerTask, 16)
     with pytest.raises(KeyboardInterrupt):
         train_dit.run(recipe)
-    if what == "latents":
-        other_latents(data / "latents")
-    else:
-        former = Tokenizer.from_pretrained(data / "tokenizer")
-        statistics = LatentStatistics(torch.ones(8), 3 * torch.ones(8), 30)
-        if what == "tokenizer":
-            torch.nn.init.normal_(former.autoencoder.decoder.conv_out.weight)
-            statistics = former.statistics
-        Tokenizer(former.autoencoder, statistics, {}).save_pretrained(data / "tokenizer")
-    with pytest.raises(UserError, match=rf"^{what} must name the data that the run in .*run began with"):
-        train_dit.run(recipe)
+    for what in ("latents", "tokenizer", "normalization"):
+        shutil.rmtree(data)
+        shutil.copytree(latents, data)
+        replace_part(what, data)
+        with pytest.raises(UserError, match=rf"^{what} must name the data that the run in .*run began with"):
+            train_dit.run(recipe)
     (tmp_path / "run/data.json").unlink()  # older runs have no such file
     train_dit.run(recipe)
     assert (tmp_path / "run/data.json").exists()
 
 
 @pytest.mark.slow
-def test_transformer_micro_batch_may_change(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_dit.run(transformer_recipe(tmp_path / "whole", data, images=48))
+def test_transformer_micro_batch_may_change(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stop_at(monkeypatch, train_dit.TransformerTask, 24)
     with pytest.raises(KeyboardInterrupt):
         train_dit.run(transformer_recipe(tmp_path / "parts", data, images=48))
     train_dit.run(transformer_recipe(tmp_path / "parts", data, images=48, micro_batch=3))
-    one, other = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts")
+    one, other = read_metrics(whole), read_metrics(tmp_path / "parts")
     assert [line["images"] for line in one] == [line["images"] for line in other]
     for line, again in zip(one, other, strict=True):
         assert again["total"] == pytest.approx(line["total"], rel=1e-5)
 
 
 @pytest.mark.slow
-def test_tokenizer_micro_batch_may_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tokenizer_recipe(tmp_path, images=24, checkpoint_images=8)
-    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 16)
-    with pytest.raises(KeyboardInterrupt):
-        train_tokenizer.run(recipe)
+def test_tokenizer_micro_batch_may_not_change(config: train_tokenizer.Config, finished: Path) -> None:
+    config = replace(config, initial=str(finished / "first"))
     with pytest.raises(UserError, match=r"micro_batch = None, not 4: adaptive weights and BatchNorm see one"):
-        train_tokenizer.run(replace(recipe, training=replace(recipe.training, micro_batch=4)))
+        train_tokenizer.run(replace(config, training=replace(config.training, images=24, micro_batch=4)))
 
 
 @pytest.mark.slow
-def test_extended_run_equals_the_longer_run(data: Path, tmp_path: Path) -> None:
-    train_dit.run(transformer_recipe(tmp_path / "long", data, images=48))
+def test_extended_run_equals_the_longer_run(data: Path, whole: Path, tmp_path: Path) -> None:
     for images in (24, 48):
         generator = train_dit.run(transformer_recipe(tmp_path / "grown", data, images=images))
         assert generator.provenance["images_seen"] == images
-    states = [CheckpointFolder(tmp_path / name / "checkpoints").load_newest() for name in ("long", "grown")]
+    states = [CheckpointFolder(folder / "checkpoints").load_newest() for folder in (whole, tmp_path / "grown")]
     assert states[0] is not None and states[1] is not None
     assert [name for name in states[0][0] if not torch.equal(states[0][0][name], states[1][0][name])] == []
 

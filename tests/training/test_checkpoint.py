@@ -172,9 +172,10 @@ def test_read_error_in_one_process_ends_all(launch: Callable[..., None], tmp_pat
 
 
 def test_milestones_are_kept(tmp_path: Path) -> None:
-    Trainer(Regression(), replace(CONFIG, milestone_images=400, keep_checkpoints=1), tmp_path).run("kept")
+    config = replace(CONFIG, images=320, checkpoint_images=80, milestone_images=160, keep_checkpoints=1)
+    Trainer(Regression(), config, tmp_path).run("kept")
     names = [p.name for p in CheckpointFolder(tmp_path / "checkpoints").list()]
-    assert names == ["images-000000000400", "images-000000000800"]
+    assert names == ["images-000000000160", "images-000000000320"]
 
 
 @pytest.mark.parametrize("how", ["pruned", "rolled back"])

@@ -93,9 +93,9 @@ def test_tokenizer_on_two_processes(launch: Launch, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_joint_training_on_two_processes(launch: Launch, tmp_path: Path) -> None:
     """With the batch normalization of the latents over the whole batch."""
-    launch(1, "joint", tmp_path / "one", 64)
-    launch(2, "joint", tmp_path / "two", 64)
-    assert_same_run(tmp_path / "one", tmp_path / "two", rtol=5e-3, images=64)
+    launch(1, "joint", tmp_path / "one", 32)
+    launch(2, "joint", tmp_path / "two", 32)
+    assert_same_run(tmp_path / "one", tmp_path / "two", rtol=5e-3, images=32)
 
 
 def test_encoding_on_two_processes(launch: Launch, data: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_rollback_goes_to_the_last_good_checkpoint(every: int, keep: int, back: 
 @pytest.mark.slow
 def test_skipped_step_does_not_hide_a_spike(tmp_path: Path) -> None:
     """Means are over the steps that were taken, so a spike in the same interval is seen."""
-    steady = replace(CONFIG, stability=StabilityConfig(spike=20.0, history=8))
+    steady = replace(CONFIG, images=520, stability=StabilityConfig(spike=20.0, history=8))
     task = Regression()
     task.bad_steps = {(0, 480)}
     Trainer(task, steady, tmp_path / "skipped").run("skipped")

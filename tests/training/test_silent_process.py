@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import silent
+from children import CONTEXT, run_child
 from launching import shared_variables, start
 
 pytestmark = pytest.mark.slow
@@ -49,26 +50,27 @@ def test_silent_process_is_reported_in_one_line(tmp_path: Path) -> None:
         assert result(first, tmp_path / "0") == (1, [LOST])
 
 
-def test_lost_process_is_reported_in_one_line() -> None:
-    """In interpreters of their own: the threads of a group that is not destroyed could abort an interpreter's end."""
+def test_lost_process_is_reported_in_one_line(tmp_path: Path) -> None:
+    """In an interpreter of its own: the threads of a group that is not destroyed could abort an interpreter's end."""
     shared = {**os.environ, **shared_variables(2), "OMP_NUM_THREADS": "1"}
-    first, _ = running = [
-        subprocess.Popen(
-            [sys.executable, "silent.py", "die"],
-            cwd=Path(silent.__file__).parent,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    first = subprocess.Popen(
+        [sys.executable, "silent.py", "die"],
+        cwd=Path(silent.__file__).parent,
+        env=environments[0],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    second = CONTEXT.Process(target=run_child, args=(environments[1], tmp_path / "1", PATIENCE, silent.run, "die"))
+    second.start()
     try:
         _, errors = first.communicate(timeout=PATIENCE)
         assert (first.returncode, messages(errors)) == (1, [LOST])
     finally:
-        for process in running:
-            process.kill()
-            process.communicate()
+        first.kill()
+        first.communicate()
+        second.kill()
+        second.join()
 
 
 def test_user_error_in_one_process_is_reported(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """A signal to torchrun saves and stops both processes; if one is killed, the other ends without torchrun too."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,18 +34,15 @@ def alive(process: int) -> bool:
 @pytest.mark.slow
 def test_signal_to_torchrun_saves_and_stops_both(tmp_path: Path) -> None:
     write_latents(tmp_path)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", endless.__file__]
-    launcher = subprocess.Popen(
-        [sys.executable, *command, str(tmp_path), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until_it_trains(tmp_path, lambda: launcher.poll() is None)
-    launcher.terminate()
-    _, errors = launcher.communicate(timeout=PATIENCE)
+    (launcher,) = start(1, tmp_path, endless.launch, tmp_path, tmp_path)
+    try:
+        wait_until_it_trains(tmp_path, lambda: launcher.exitcode is None)
+        launcher.terminate()
+        launcher.join(PATIENCE)
+    finally:
+        launcher.kill()
     processes = [int((tmp_path / f"pid-{rank}").read_text()) for rank in range(2)]
-    assert not any(alive(process) for process in processes), errors
+    assert not any(alive(process) for process in processes), (tmp_path / "0").read_text()
     messages = [(tmp_path / f"stopped-{rank}").read_text() for rank in range(2)]
     assert messages[0] == messages[1] and "same command to resume" in messages[0]  # at the same step
     newest = CheckpointFolder(tmp_path / "run/checkpoints").newest()

@@ -3,6 +3,7 @@
 import errno
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,59 +16,64 @@ from vavae.errors import RunError, UserError
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.training.trainer import Trainer, TrainingConfig
 
+SHORT = replace(CONFIG, images=200, checkpoint_images=100)
 
-def state(trainer: Trainer) -> dict[str, Tensor]:
-    tensors, _ = trainer._checkpoints.load_newest() or ({}, {})
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that is not disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    Trainer(Regression(), CONFIG, folder).run("whole")
+    return folder
+
+
+def state(folder: Path) -> dict[str, Tensor]:
+    tensors, _ = CheckpointFolder(folder / "checkpoints").load_newest() or ({}, {})
     return tensors
 
 
 @pytest.mark.slow
-def test_stopped_run_ends_bit_identical(tmp_path: Path) -> None:
-    whole = Trainer(Regression(), CONFIG, tmp_path / "whole")
-    whole.run("whole")
+def test_stopped_run_ends_bit_identical(whole: Path, tmp_path: Path) -> None:
     for stop_at in (104, 336, 600):  # within a log interval, and between checkpoints
         task = Regression()
         task.stop_at = stop_at
         with pytest.raises(KeyboardInterrupt, match="same command to resume"):
-            Trainer(task, CONFIG, tmp_path / "parts").run("part")
-    parts = Trainer(Regression(), CONFIG, tmp_path / "parts")
+            Trainer(task, CONFIG, tmp_path).run("part")
+    parts = Trainer(Regression(), CONFIG, tmp_path)
     parts.run("rest")
-    assert parts.images_seen == whole.images_seen == 800
-    one, other = state(whole), state(parts)
+    assert parts.images_seen == 800
+    one, other = state(whole), state(tmp_path)
     assert one.keys() == other.keys()
     assert len([k for k in one if k.startswith("optimizer/body/body/")]) == 12  # 4 parameters, 3 slots each
     assert all(torch.equal(one[key], other[key]) for key in one)
-    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "parts/metrics.jsonl").read_text()
+    assert (whole / "metrics.jsonl").read_text() == (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_stop_in_the_last_step_saves_and_raises(tmp_path: Path) -> None:
     """The stage that follows must not start."""
     task = Regression()
-    task.stop_at = 792
+    task.stop_at = 192
     former = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="finished work is saved; run the same command to resume"):
-        Trainer(task, CONFIG, tmp_path).run("stopped")
+        Trainer(task, SHORT, tmp_path).run("stopped")
     assert signal.getsignal(signal.SIGINT) is former
-    again = Trainer(Regression(), CONFIG, tmp_path)
+    again = Trainer(Regression(), SHORT, tmp_path)
     again.run("again")
-    assert again.images_seen == 800 and again.steps_done == 100
+    assert again.images_seen == 200 and again.steps_done == 25
 
 
 @pytest.mark.slow
-def test_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
+def test_killed_run_repeats_the_lost_part_exactly(whole: Path, tmp_path: Path) -> None:
     """After SIGKILL the newest checkpoint may be older than the log, which must not repeat lines."""
-    whole = Trainer(Regression(), CONFIG, tmp_path / "whole")
-    whole.run("whole")
-    killed = CONTEXT.Process(target=run_until_killed, args=(str(tmp_path / "killed"), torch.get_num_threads()))
+    killed = CONTEXT.Process(target=run_until_killed, args=(str(tmp_path), torch.get_num_threads()))
     killed.start()
     killed.join(120)
     assert killed.exitcode == -signal.SIGKILL
-    assert len((tmp_path / "killed/metrics.jsonl").read_text().splitlines()) == 12  # up to 480, checkpoint at 400
-    again = Trainer(Regression(), CONFIG, tmp_path / "killed")
-    again.run("again")
-    one, other = state(whole), state(again)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 12  # up to 480, checkpoint at 400
+    Trainer(Regression(), CONFIG, tmp_path).run("again")
+    one, other = state(whole), state(tmp_path)
     assert all(torch.equal(one[key], other[key]) for key in one)
-    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "killed/metrics.jsonl").read_text()
+    assert (whole / "metrics.jsonl").read_text() == (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_averages_follow_the_formula(tmp_path: Path) -> None:
@@ -111,23 +117,23 @@ def test_bad_step_changes_nothing_and_is_counted(tmp_path: Path) -> None:
 
 
 def test_damaged_checkpoint_falls_back_to_the_former(tmp_path: Path) -> None:
-    Trainer(Regression(), CONFIG, tmp_path).run("all")
+    Trainer(Regression(), SHORT, tmp_path).run("all")
     checkpoints = CheckpointFolder(tmp_path / "checkpoints").list()
-    assert [p.name for p in checkpoints] == ["images-000000000600", "images-000000000800"]
+    assert [p.name for p in checkpoints] == ["images-000000000104", "images-000000000200"]
     damaged = checkpoints[-1] / "__0_0.distcp"
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    trainer = Trainer(Regression(), CONFIG, tmp_path)
+    trainer = Trainer(Regression(), SHORT, tmp_path)
     trainer._resume(trainer._checkpoints.newest())
-    assert trainer.images_seen == 600
-    assert (tmp_path / "checkpoints/damaged-images-000000000800").is_dir()
+    assert trainer.images_seen == 104
+    assert (tmp_path / "checkpoints/damaged-images-000000000200").is_dir()
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    Trainer(Regression(), CONFIG, tmp_path).run("six")
+    Trainer(Regression(), SHORT, tmp_path).run("six")
     with pytest.raises(UserError, match="does not fit this recipe"):
-        Trainer(Regression(width=7), CONFIG, tmp_path).run("seven")
+        Trainer(Regression(width=7), SHORT, tmp_path).run("seven")
 
 
 @pytest.mark.parametrize("where", ["in our own files", "within torch's writer", "in another process"])

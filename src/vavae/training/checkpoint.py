@@ -126,7 +126,8 @@ class CheckpointFolder:
         """
         import torch.distributed.checkpoint as dcp  # slow to import
 
-        logging.getLogger("dcp_logger").setLevel(logging.INFO)  # it describes every tensor twice, for no handler
+        # Its name in torch. It would describe every tensor four times, for no handler.
+        logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.INFO)
         self.wait()
         partial = self.folder / f"{_PARTIAL}{images:012d}"
         if self.world.first:
