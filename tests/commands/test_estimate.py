@@ -40,7 +40,7 @@ def state_of(found: Estimate) -> int:
 def test_transformer_as_in_its_run(token: int | None, tmp_path: Path) -> None:
     data = write_latents(tmp_path / "data", class_channels=token or 0)
     recipe = transformer_recipe(tmp_path / "run", data, ema_decay=0.9, batch_size=16)
-    recipe = replace(recipe, transformer=replace(recipe.transformer, class_token=token))
+    recipe = replace(recipe, transformer=replace(recipe.transformer, depth=1, class_token=token))
     found = of(recipe, tmp_path, count=2)
     task = train_dit.TransformerTask(recipe, LatentDataset(recipe.latents), Tokenizer.from_pretrained(recipe.tokenizer))
     weights = sum(p.numel() for p in task.transformer.parameters())
@@ -123,6 +123,7 @@ def test_joint_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 def test_hours_and_images_that_fit(tmp_path: Path) -> None:
     recipe = transformer_recipe(tmp_path, write_latents(tmp_path / "data"), precision="bf16", images=10**9)
+    recipe = replace(recipe, transformer=replace(recipe.transformer, depth=1))
     found = of(replace(recipe, training=replace(recipe.training, batch_size=2**22)), tmp_path, count=2, mfu=0.5)
     a100, h200 = (next(gpu for gpu in found.gpus if gpu.name == name) for name in ("A100", "H200"))
     seconds = found.steps * 2**22 * found.flops_per_image / (0.5 * 312e12 * 2)
