@@ -1,6 +1,7 @@
 """Checkpoints of other training code: sets of weights by their names, options in the file, unknown classes."""
 
 import argparse
+import functools
 import math
 import os
 import sys
@@ -30,12 +31,14 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@functools.cache
 def weights() -> dict[str, Tensor]:
     return autoencoder(SMALL)[0].state_dict()
 
 
-def moved(by: float = 1.0) -> dict[str, Tensor]:
-    return {name: value + by for name, value in weights().items()}
+@functools.cache
+def moved() -> dict[str, Tensor]:
+    return {name: value + 1 for name, value in weights().items()}
 
 
 def loaded(content: Any, which: str = "auto") -> tuple[dict[str, Tensor], str]:
@@ -48,10 +51,14 @@ def loaded(content: Any, which: str = "auto") -> tuple[dict[str, Tensor], str]:
     "name", ["ema", "model_ema", "ema_model", "state_dict_ema", "params_ema", "ema_state_dict", "ema_0.9999"]
 )
 def test_averaged_weights_are_found_by_name(name: str) -> None:
-    content = {"model": weights(), name: moved(), "epoch": 5}
-    state, report = loaded(content)
+    state, report = loaded({"model": weights(), name: moved(), "epoch": 5})
     assert same_weights(state, moved())
     assert f"numbers loaded from '{name}'" in report and "left out model: weights that are not averaged" in report
+
+
+@pytest.mark.parametrize("name", ["ema", "ema_0.9999"])
+def test_a_set_of_weights_can_be_chosen(name: str) -> None:
+    content = {"model": weights(), name: moved(), "epoch": 5}
     assert same_weights(loaded(content, "model")[0], weights())
     assert same_weights(loaded(content, name)[0], moved())
     assert same_weights(loaded({name: moved()})[0], moved())

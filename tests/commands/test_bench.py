@@ -3,15 +3,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vavae.commands import bench
 from vavae.errors import UserError
+from vavae.transformer import LightningDiTConfig
 
 
 @pytest.mark.slow
-def test_every_stage_is_measured(tmp_path: Path) -> None:
+def test_every_stage_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = SimpleNamespace(from_size=lambda size, **shape: LightningDiTConfig(width=64, depth=2, heads=2, **shape))
+    monkeypatch.setattr(bench, "LightningDiTConfig", narrow)  # S/2 has 33 million parameters
     bench.run(bench.Config(batch_size=2, repeats=1, device="cpu", precision="fp32", output=str(tmp_path / "b.json")))
     record = json.loads((tmp_path / "b.json").read_text())
     stages = {result["stage"].partition(",")[0]: result for result in record["results"]}

@@ -12,6 +12,7 @@ from machine_faults import limited
 from published_files import (
     MAR_VAE,
     SD_VAE,
+    SMALL_F16,
     VA_VAE,
     autoencoder,
     golden_dit,
@@ -68,9 +69,9 @@ def test_tokenizer_round_trip_is_exact(config: AutoencoderConfig) -> None:
 
 
 def test_native_weights_in_float16(capsys: pytest.CaptureFixture[str]) -> None:
-    model, projection = autoencoder(VA_VAE)
+    model, projection = autoencoder(SMALL_F16)
     torch.save(lightning_checkpoint(model, projection), "published.ckpt")
-    torch.save(statistics(VA_VAE.latent_channels), "stats.pt")
+    torch.save(statistics(8), "stats.pt")
     assert vavae("convert", "published.ckpt", "half", "--statistics", "stats.pt", "--dtype", "float16") == 0
     stored = load_file("half/model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
@@ -85,7 +86,7 @@ def test_native_weights_in_float16(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_generator_round_trip_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
     model, _ = golden_dit()
-    tokenizer, _ = autoencoder()
+    tokenizer, _ = autoencoder(SMALL_F16)
     torch.save(training_checkpoint(model), "published.pt")
     torch.save(tokenizer.state_dict(), "vavae.pt")
     given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
@@ -111,7 +112,7 @@ def test_generator_round_trip_is_exact(capsys: pytest.CaptureFixture[str]) -> No
 
 def written_generator(**shown: object) -> Generator:
     """Write a generator to the folder `ours`."""
-    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
+    tokenizer = Tokenizer(autoencoder(SMALL_F16)[0], LatentStatistics.from_dict(statistics(8)))
     generator = Generator(golden_dit()[0], tokenizer, **shown)  # type: ignore[arg-type]
     generator.save_pretrained("ours")
     return generator
@@ -141,7 +142,7 @@ def test_unknown_published_prediction_is_refused(capsys: pytest.CaptureFixture[s
     checkpoint = training_checkpoint(golden_dit()[0])
     checkpoint["config"] = {**checkpoint["config"], "transport": {"prediction": "energy"}}
     torch.save(checkpoint, "published.pt")
-    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(autoencoder(SMALL_F16)[0].state_dict(), "vavae.pt")
     given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
     assert vavae("convert", "published.pt", "ours", *given) == 2
     assert "transport.prediction must be one of velocity, noise, score, v, got energy" in capsys.readouterr().err
@@ -161,7 +162,7 @@ def test_settings_that_published_files_lack(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_rectangles_have_no_published_form(capsys: pytest.CaptureFixture[str]) -> None:
-    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
+    tokenizer = Tokenizer(autoencoder(SMALL_F16)[0], LatentStatistics.from_dict(statistics(8)))
     wide = LightningDiT(latent_size=(2, 4), patch_size=2, latent_channels=8, width=32, depth=1, heads=2, num_classes=3)
     Generator(wide, tokenizer).save_pretrained("ours")
     assert vavae("convert", "ours", "refused", "--to", "published") == 2
@@ -172,7 +173,7 @@ def test_rectangles_have_no_published_form(capsys: pytest.CaptureFixture[str]) -
 
 def test_options_without_effect_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     written_generator()
-    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(autoencoder(SMALL_F16)[0].state_dict(), "vavae.pt")
     torch.save(training_checkpoint(golden_dit()[0]), "dit.pt")
     published_latents(Path("latents"))
     Path("vavae.yaml").write_text("model: {params: {ddconfig: {}, lossconfig: {}}}")
@@ -203,7 +204,7 @@ def test_options_without_effect_are_refused(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.slow
 def test_scaling_factor_for_the_tokenizer_of_a_generator() -> None:
     written_generator()
-    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(autoencoder(SMALL_F16)[0].state_dict(), "vavae.pt")
     factor = ("--scaling_factor", "2", "--shift_factor", "3")
     assert vavae("convert", "ours", "other", "--tokenizer", "vavae.pt", *factor) == 0
     stored = Generator.from_pretrained("other").tokenizer.statistics
@@ -214,7 +215,7 @@ def test_scaling_factor_for_the_tokenizer_of_a_generator() -> None:
 def test_weights_that_are_not_averaged() -> None:
     model, _ = golden_dit()
     torch.save(training_checkpoint(model), "published.pt")
-    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(autoencoder(SMALL_F16)[0].state_dict(), "vavae.pt")
     # The choice is the transformer's: the tokenizer's file holds one set of weights.
     given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt", "--weights", "model")
     assert vavae("convert", "published.pt", "ours", *given) == 0
@@ -312,7 +313,7 @@ def test_killed_conversion_of_latents_is_replaced(
     ],
 )
 def test_full_disk_leaves_nothing(to: str, file: str) -> None:
-    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(autoencoder(SMALL_F16)[0].state_dict(), "vavae.pt")
     config = Config(source="vavae.pt", output="out", to=to, statistics="latents_stats.pt")  # type: ignore[arg-type]
     with limited("FSIZE", 20_000), pytest.raises(OSError, match="File too large") as raised:
         convert.run(config)
@@ -324,14 +325,14 @@ def test_full_disk_leaves_nothing(to: str, file: str) -> None:
 
 @pytest.mark.parametrize(("factor", "shift"), [("1e-300", "0"), ("1e300", "0"), ("1", "1e300")])
 def test_factors_beyond_float32_are_refused(factor: str, shift: str, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(autoencoder(SMALL_F16)[0].state_dict(), "vavae.pt")
     assert vavae("convert", "vavae.pt", "out", "--scaling_factor", factor, "--shift_factor", shift) == 2
     assert "scaling_factor and shift_factor must be numbers of float32" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_statistics_from_encoded_latents(capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(autoencoder(SMALL_F16)[0].state_dict(), "vavae.pt")
     options = ("--data.images", "demo", "--data.size", "32", "--split", "test", "--data.limit", "6")
     assert vavae("encode", "--tokenizer", "vavae.pt", "--output", "latents", *options) == 0
     assert vavae("convert", "latents", "published", "--to", "published") == 0
@@ -349,7 +350,7 @@ def test_statistics_from_encoded_latents(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 def test_wrong_calls_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(autoencoder(SMALL_F16)[0].state_dict(), "vavae.pt")
     torch.save(golden_dit()[0].state_dict(), "dit.pt")
     Path("full").mkdir()
     Path("full/file").touch()
@@ -380,7 +381,7 @@ def test_wrong_calls_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_samples_equal_those_of_the_published_files() -> None:
     """Convert published files and sample PNGs."""
     torch.save(training_checkpoint(golden_dit()[0]), "published.pt")
-    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(autoencoder(SMALL_F16)[0].state_dict(), "vavae.pt")
     given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
     assert vavae("convert", "published.pt", "ours", *given) == 0
     assert vavae("sample", "--generator", "ours", "--output", "samples", "--labels", "[1, 2]", "--npz", "true") == 0

@@ -48,7 +48,7 @@ def test_every_published_form_gives_images(first: Tokenizer, capsys: pytest.Capt
 
 def test_other_commands_take_the_tokenizer(first: Tokenizer) -> None:
     assert run(["convert", "model.pt", "tokenizer", *GIVEN]) == 0
-    data = ["--data.images", "demo", "--data.size", "32", "--data.limit", "8"]
+    data = ["--data.images", "demo", "--data.size", "32", "--data.limit", "4"]
     assert run(["encode", "--tokenizer", "tokenizer", "--output", "latents", *data]) == 0
     assert run(["evaluate", "tokenizer", "tokenizer", "--metrics", "[]", *data]) == 0
 

@@ -183,7 +183,7 @@ def _write_in_process(folder: Path, rank: int, world: int) -> None:
 
 @pytest.mark.slow
 def test_processes_write_at_once(tmp_path, folder):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # importing torch again takes seconds
     processes = [context.Process(target=_write_in_process, args=(tmp_path / "p", rank, 2)) for rank in range(2)]
     for process in processes:
         process.start()

@@ -5,7 +5,7 @@ from pathlib import Path as File
 import pytest
 import torch
 from closed_forms import GaussianMixture
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -58,8 +58,8 @@ def test_variance_is_kept_on_curved_paths(t: float) -> None:
         assert (c.alpha**2 + c.sigma**2).item() == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.slow
 @each_path
+@settings(max_examples=30)  # of four points each
 @given(t=st.floats(0.05, 0.95), seed=st.integers(0, 100))
 def test_conversions_agree_with_the_true_density(path: ProbabilityPath, t: float, seed: int) -> None:
     """All sixteen, at points of a mixture: autograd gives the score, Bayes' rule the data and noise."""

@@ -312,18 +312,6 @@ def test_bad_labels(labels: object, message: str) -> None:
         sample(network(), latents(2), labels, steps=2)
 
 
-@pytest.mark.slow
-def test_compiled_network_samples_the_same() -> None:
-    torch._dynamo.reset()
-    model = network().eval()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    labels = torch.tensor([1, 2])
-    options = {"steps": 5, "guidance": Guidance(2.0, start=0.3)}
-    torch.testing.assert_close(
-        sample(compiled, latents(2), labels, **options), sample(model, latents(2), labels, **options)
-    )
-
-
 class _Normed(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ def trained(build: Callable[[], nn.Module], steps: int, prediction: Prediction =
     """Train on 500 latents; return the mean squared error of velocities over times up to .9, of the same latents."""
     torch.manual_seed(0)
     model, data, path = build(), latents(500), LinearPath(0.05)
-    optimizer = torch.optim.Adam(model.parameters(), 2e-2)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-2, fused=True)
     times = TimeDistribution(kind="uniform", high=0.9)
     settings: Any = {"path": path, "times": times, "prediction": prediction, "space": "velocity"}
     for _ in range(steps):
@@ -68,14 +68,14 @@ def trained(build: Callable[[], nn.Module], steps: int, prediction: Prediction =
 
 @pytest.mark.slow
 def test_narrow_velocity_network_stays_above_the_floor() -> None:
-    assert FLOOR <= trained(narrow, 300) < 1.6  # 2 before training
+    assert FLOOR <= trained(narrow, 100) < 1.6  # 2 before training
 
 
 @pytest.mark.slow
 def test_wide_head_goes_below_the_floor() -> None:
-    assert trained(wide_head, 150) < 0.9 * FLOOR
+    assert trained(wide_head, 80) < 0.9 * FLOOR
 
 
 @pytest.mark.slow
 def test_narrow_data_network_goes_below_the_floor() -> None:
-    assert trained(narrow, 300, prediction="data") < 0.9 * FLOOR
+    assert trained(narrow, 200, prediction="data") < 0.9 * FLOOR

@@ -15,7 +15,7 @@ from vavae.models.representation import RepresentationAutoencoder, Representatio
 from vavae.teachers import Teacher, load_teacher
 
 pytestmark = pytest.mark.slow
-TRAIN, HELD_OUT, PATCH, STEPS, BATCH = 400, 80, 8, 250, 32
+TRAIN, HELD_OUT, PATCH, BATCH = 200, 80, 8, 16
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ def pairs(split: str, count: int) -> Pairs:
     return Pairs(images, torch.cat([encoder.encode(part) for part in images.split(50)]))
 
 
-def trained(data: Pairs, noise: float) -> RepresentationAutoencoder:
+def trained(data: Pairs, noise: float, steps: int) -> RepresentationAutoencoder:
     """Train a decoder by squared error, with the noise of training on the latents."""
     autoencoder = model(noise)
-    optimizer = torch.optim.Adam(autoencoder.decoder.parameters(), 2e-3, betas=(0.9, 0.95))
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = 2e-3 * min((step + 1) / 30, 1 - step / STEPS)
+    optimizer = torch.optim.Adam(autoencoder.decoder.parameters(), 4e-3, betas=(0.9, 0.95), fused=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 4e-3 * min((step + 1) / 30, 1 - step / steps)
         chosen = torch.randint(len(data.images), (BATCH,))
         sigma = autoencoder.noise_scale(torch.rand(BATCH))
         latents = data.latents[chosen]
@@ -80,7 +80,7 @@ def test_decoder_beats_the_linear_one_and_noise_training_helps_under_noise() -> 
     best_linear = max(quality(linear(data, held_out, ridge), held_out) for ridge in (10.0, 100.0, 1000.0, 10_000.0))
     noisy = held_out.latents + 0.5 * torch.randn(held_out.latents.shape, generator=torch.Generator().manual_seed(1))
     with torch.enable_grad():
-        plain, robust = trained(data, 0.0), trained(data, 0.8)
+        plain, robust = trained(data, 0.0, 250), trained(data, 0.8, 150)
     clean = quality(plain.decode(held_out.latents), held_out)
     assert clean > best_linear > mean
     assert clean - quality(robust.decode(held_out.latents), held_out) < 1.5

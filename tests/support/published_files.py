@@ -57,6 +57,12 @@ def _autoencoder(config: AutoencoderConfig) -> tuple[AutoencoderKL, dict[str, Te
 
 def golden_dit(name: str = "dit_paper") -> tuple[LightningDiT, dict[str, Tensor]]:
     """Return a published transformer and its golden numbers."""
+    model, golden = _golden_dit(name)
+    return copy.deepcopy(model), dict(golden)
+
+
+@functools.cache
+def _golden_dit(name: str) -> tuple[LightningDiT, dict[str, Tensor]]:
     path = GOLDEN / f"{name}.safetensors"
     with safe_open(path, "pt") as file:
         given = json.loads(file.metadata()["config"])

@@ -68,22 +68,30 @@ def _real_images(split: Split, count: int) -> tuple[Tensor, Tensor]:
     return to_tensor(source.pixels[:count]), torch.tensor(source.labels[:count])
 
 
+def _four_classes(split: Split, count: int) -> tuple[Tensor, Tensor]:
+    """Return the airplanes, cats, dogs and ships among the first `count` images, and labels from 0 to 3."""
+    images, labels = _real_images(split, count)
+    classes = torch.tensor([0, 3, 5, 8])
+    chosen = torch.isin(labels, classes)
+    return images[chosen], torch.searchsorted(classes, labels[chosen])
+
+
 def _nearest_class_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
     """Return the accuracy of the nearest mean direction of the training classes."""
     center = train.mean(0)
     train, test = F.normalize(train - center, dim=1), F.normalize(test - center, dim=1)
-    means = torch.stack([train[train_labels == label].mean(0) for label in range(10)])
+    means = torch.stack([train[train_labels == label].mean(0) for label in range(4)])
     return (F.normalize(means, dim=1) @ test.T).argmax(0).eq(test_labels).double().mean().item()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "size", "least"), [("dinov2-small-focus", 84, 0.3), ("resnet50", 64, 0.5)])
+@pytest.mark.parametrize(("name", "size", "least"), [("dinov2-small-focus", 84, 0.55), ("resnet50", 64, 0.65)])
 def test_features_separate_real_classes(name: str, size: int, least: float) -> None:
-    train, train_labels = _real_images("train", 200)
-    test, test_labels = _real_images("test", 100)
+    train, train_labels = _four_classes("train", 200)
+    test, test_labels = _four_classes("test", 100)
     teacher = load_teacher(name, input_size=size)
     features = [teacher(images).grid.mean((2, 3)) for images in (train, test)]
     accuracy = _nearest_class_accuracy(features[0], train_labels, features[1], test_labels)
     pixels = _nearest_class_accuracy(train.flatten(1), train_labels, test.flatten(1), test_labels)
     assert accuracy > least
-    assert accuracy > pixels + 0.05
+    assert accuracy > pixels + 0.15

@@ -29,16 +29,11 @@ def batch(height: int, width: int, size: int = 2) -> tuple[torch.Tensor, torch.T
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "switches",
-    [
-        {},
-        {"qk_norm": True, "adaln_shift": False},
-        {"swiglu": False, "rope": False, "rmsnorm": False, "learn_sigma": True, "patch_size": 2},
-    ],
-)
-def test_one_graph(switches: dict) -> None:
-    model = network(**switches).eval()
+def test_other_switches_have_one_graph() -> None:
+    """Those of the default are on in the tests below."""
+    model = network(
+        swiglu=False, rope=False, rmsnorm=False, qk_norm=True, adaln_shift=False, learn_sigma=True, patch_size=2
+    ).eval()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     arguments = batch(4, 4)
     assert torch.equal(compiled(*arguments), model(*arguments))
@@ -75,7 +70,7 @@ def test_training_step_with_checkpointing_and_autocast() -> None:
 @pytest.mark.slow
 def test_random_label_drop_stays_in_the_graph() -> None:
     model = network(label_dropout=1.0).train()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     x, t, y = batch(4, 4)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x, t, y), model.eval()(x, t, torch.full_like(y, 5)))

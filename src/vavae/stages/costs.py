@@ -131,8 +131,7 @@ class TokenizerCosts:
 
     def flops(self) -> float:
         """Return the operations of one image in a training step."""
-        with FakeTensorMode():
-            return count_flops(self._step(1, torch.float32))
+        return _tokenizer_flops(self)
 
     def step_bytes(self, images: int) -> int:
         """Return the peak memory of gradients and activations in a step of `images` images, on a CPU, not compiled."""
@@ -184,6 +183,12 @@ class TokenizerCosts:
             )
 
         return step
+
+
+@cache
+def _tokenizer_flops(costs: TokenizerCosts) -> float:
+    with FakeTensorMode():
+        return count_flops(costs._step(1, torch.float32))
 
 
 @dataclass(frozen=True)
