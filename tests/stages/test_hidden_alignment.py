@@ -85,9 +85,9 @@ def test_alignment_is_trained(changes: dict[str, Any], data: Path, tmp_path: Pat
         alignment = HiddenAlignmentConfig(IMAGES, (TeacherConfig("any"),), weight=weight, **changes)
         task = task_of(aligned_recipe(tmp_path, data, alignment))
         ((_, parameters),) = task.optimizers().values()
-        optimizer = torch.optim.Adam(parameters, 1e-3, eps=1e-6)  # far above a gradient of weight 1e-9
+        optimizer = torch.optim.Adam(parameters, 4e-3, eps=1e-6)  # far above a gradient of weight 1e-9
         found = []
-        for step, batch in zip(range(30), task.batches(0, 0), strict=False):
+        for step, batch in zip(range(12), task.batches(0, 0), strict=False):
             terms = task.step(batch, 8 * step, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -106,7 +106,7 @@ def test_stopped_run_ends_bit_identical(
     train_dit.run(aligned_recipe(tmp_path / "whole", data, kept=kept))
     original = TransformerTask.step
 
-    for after in (40, 80):
+    for after in (24, 40):
 
         def step(self: TransformerTask, batch: Any, images_seen: int, scale: float, last: int = after) -> Any:
             if images_seen == last:
@@ -127,7 +127,7 @@ def test_stopped_run_ends_bit_identical(
     assert not any("projectors" in name for name in one if name.startswith("average/"))
     logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "stopped")]
     assert logs[0] == logs[1]
-    assert ["alignment" in line for line in read_metrics(tmp_path / "whole")] == [True] * 4 + [False] * 2
+    assert ["alignment" in line for line in read_metrics(tmp_path / "whole")] == [True, True, False]
 
 
 @pytest.fixture(scope="module")
