@@ -36,6 +36,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_latents(tmp_path_factory.mktemp("data"), class_channels=D)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents without class tokens."""
+    return write_latents(tmp_path_factory.mktemp("plain"))
+
+
 def recipe_of(folder: Path, data: Path, **training: Any) -> train_dit.Config:
     recipe = transformer_recipe(folder, data, **training)
     return replace(recipe, transformer=replace(recipe.transformer, class_token=D))
@@ -48,7 +54,7 @@ def make_task(recipe: train_dit.Config) -> TransformerTask:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    train_dit.run(recipe_of(folder, data, images=64))
+    train_dit.run(recipe_of(folder, data, images=32, checkpoint_images=8))
     return folder
 
 
@@ -90,11 +96,11 @@ def test_resume_is_exact(data: Path, trained: Path, tmp_path: Path, monkeypatch:
     original = TransformerTask.step
 
     def step(self: Any, batch: Any, images_seen: int, scale: float) -> Any:
-        if images_seen >= 32:
+        if images_seen >= 24:
             raise KeyboardInterrupt
         return original(self, batch, images_seen, scale)
 
-    recipe = recipe_of(tmp_path, data, images=64)
+    recipe = recipe_of(tmp_path, data, images=32, checkpoint_images=8)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(TransformerTask, "step", step)
         train_dit.run(recipe)
@@ -213,9 +219,8 @@ WRONG: dict[str, tuple[Callable[[train_dit.Config, Path], train_dit.Config], str
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_recipes_are_one_line(name: str, data: Path, tmp_path: Path) -> None:
+def test_wrong_recipes_are_one_line(name: str, data: Path, plain: Path, tmp_path: Path) -> None:
     change, words = WRONG[name]
-    plain = write_latents(tmp_path / "plain")
     with pytest.raises(UserError, match=words):
         train_dit.run(change(recipe_of(tmp_path / "run", data), plain))
     assert not (tmp_path / "run" / "checkpoints").exists()

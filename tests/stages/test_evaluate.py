@@ -57,8 +57,33 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def colors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate_store, "BLOCK", BLOCK)
-    use_colors(monkeypatch.setattr)
+    use_blocks_and_colors(monkeypatch)
+
+
+def use_blocks_and_colors(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(evaluate_store, "BLOCK", BLOCK)
+    use_colors(patch.setattr)
+
+
+@pytest.fixture(scope="module")
+def reference(models: Path) -> Path:
+    """Return the statistics of the reference that the evaluation of `measured` saves."""
+    return models / "reference.npz"
+
+
+@pytest.fixture(scope="module")
+def measured(models: Path, reference: Path) -> dict[str, float]:
+    """Evaluate the generator; return the numbers by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_blocks_and_colors(patch)
+        config = generation(models, models / "measured", real_split="train", save_reference=str(reference))
+        return values(evaluate.run(config))
+
+
+@pytest.fixture(scope="module")
+def without_ratio(measured: dict[str, float]) -> dict[str, float]:
+    """Return the numbers that need no `real_split`."""
+    return {name: value for name, value in measured.items() if name != "FDr"}
 
 
 def evaluation(what: str, models: Path, folder: Path, /, **changes: object) -> evaluate.Config:
@@ -102,8 +127,8 @@ def values(records: list[MetricRecord]) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_generation_metrics_equal_plain_computations(models, tmp_path):
-    found = values(evaluate.run(generation(models, tmp_path, real_split="train")))
+def test_generation_metrics_equal_plain_computations(measured):
+    found = measured
     real, fake = NETWORK.all_parts(reference_pixels()), NETWORK.all_parts(drawn_pixels())
     assert found["FID"] == pytest.approx(plain_distance(fake["pool"], real["pool"]), rel=1e-5)
     assert found["sFID"] == pytest.approx(plain_distance(fake["spatial"], real["spatial"]), rel=1e-5)
@@ -221,8 +246,7 @@ def test_scales_checkpoints_and_networks_in_one_run(models, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_samples_from_generator_folder_and_npz_agree(models, tmp_path):
-    expected = values(evaluate.run(generation(models, tmp_path)))
+def test_samples_from_generator_folder_and_npz_agree(models, without_ratio, tmp_path):
     pixels = drawn_pixels().numpy()
     (tmp_path / "png").mkdir()
     for number, image in enumerate(pixels):
@@ -233,7 +257,7 @@ def test_samples_from_generator_folder_and_npz_agree(models, tmp_path):
     for name in ("png", "samples.npz", "small.npz"):
         config = evaluation("samples", models, tmp_path, model=[str(tmp_path / name)], batch_size=16)
         records = evaluate.run(config)
-        assert values(records) == pytest.approx(expected, rel=1e-5)
+        assert values(records) == pytest.approx(without_ratio, rel=1e-5)
         assert len({r.protocol.checkpoint_hash for r in records}) == 1
     mapped = npz_images(tmp_path / "samples.npz")
     assert mapped is not None
@@ -241,15 +265,13 @@ def test_samples_from_generator_folder_and_npz_agree(models, tmp_path):
 
 
 @pytest.mark.slow
-def test_reference_statistics_instead_of_images(models, tmp_path):
-    saved = tmp_path / "reference.npz"
-    expected = values(evaluate.run(generation(models, tmp_path, save_reference=str(saved))))
-    found = evaluate.run(generation(models, tmp_path, reference=str(saved)))
+def test_reference_statistics_instead_of_images(models, measured, reference, tmp_path):
+    found = evaluate.run(generation(models, tmp_path, reference=str(reference)))
     assert set(values(found)) == {"FID", "sFID", "Inception Score"}  # others need the images
-    assert values(found) == pytest.approx({name: expected[name] for name in values(found)}, rel=1e-9)
+    assert values(found) == pytest.approx({name: measured[name] for name in values(found)}, rel=1e-9)
     assert next(r for r in found if r.name == "FID").protocol.reference_samples == COUNT
     with pytest.raises(UserError, match="statistics of the network b"):
-        evaluate.run(generation(models, tmp_path, reference=str(saved), network="b"))
+        evaluate.run(generation(models, tmp_path, reference=str(reference), network="b"))
     # ADM's form: statistics of more images than it holds, of the Inception of the graph.
     real = NETWORK.all_parts(reference_pixels())
     arrays = {"mu": real["pool"].double().mean(0).numpy(), "sigma": np.cov(real["pool"].double().numpy().T)}
@@ -259,7 +281,7 @@ def test_reference_statistics_instead_of_images(models, tmp_path):
     mixed = generation(models, tmp_path, reference=str(tmp_path / "adm.npz"), network="inception,b")
     records = evaluate.run(mixed)
     by_name = {(r.name, r.protocol.feature_network): r for r in records}
-    assert by_name["FID", "inception"].value == pytest.approx(expected["FID"], rel=1e-6)
+    assert by_name["FID", "inception"].value == pytest.approx(measured["FID"], rel=1e-6)
     assert by_name["FID", "inception"].protocol.reference_samples is None
     assert by_name["Fréchet distance", "b"].protocol.reference_samples == 30
     assert by_name["precision", "inception"].protocol.reference_samples == 30
@@ -311,8 +333,7 @@ def test_mistakes_are_reported_before_any_work(models, tmp_path, monkeypatch, ch
 
 
 @pytest.mark.slow
-def test_stopped_evaluation_resumes(models, tmp_path, monkeypatch):
-    expected = values(evaluate.run(generation(models, tmp_path / "whole")))
+def test_stopped_evaluation_resumes(models, without_ratio, tmp_path, monkeypatch):
     calls: list[list[int]] = []
     import vavae.evaluation.images as images
 
@@ -327,7 +348,7 @@ def test_stopped_evaluation_resumes(models, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
         evaluate.run(config)
     assert calls[-1][0] == BLOCK + 8  # the first block is done
-    assert values(evaluate.run(config)) == expected
+    assert values(evaluate.run(config)) == without_ratio
     assert [numbers[0] for numbers in calls[5:]] == [BLOCK, BLOCK + 8]
 
 
@@ -336,9 +357,12 @@ def reconstruction_config(models: Path, folder: Path, **changes: object) -> eval
     return evaluation("tokenizer", models, folder, **{"latents": 28, "tsne_seeds": 1, **changes})
 
 
+FEW = {"latents": 8, "tsne_seeds": 0}  # for tests of reconstructions alone
+
+
 @pytest.mark.slow
 def test_reconstruction_in_both_conventions(models, tmp_path):
-    records = evaluate.run(reconstruction_config(models, tmp_path, bootstrap=30))
+    records = evaluate.run(reconstruction_config(models, tmp_path, bootstrap=30, **FEW))
     found = {(r.name, r.protocol.convention): r for r in records}
     tokenizer, pixels = make_tokenizer(), reference_pixels()
     images = to_tensor(pixels)
@@ -381,7 +405,8 @@ def test_reconstruction_in_both_conventions(models, tmp_path):
 )
 def test_published_rfid_resizes_as_pytorch_fid(models, tmp_path, asked, published):
     """This holds for weights in a file too; a network that both conventions name is used once."""
-    config = reconstruction_config(models, tmp_path, network=asked, conventions=["strict", "published"])
+    kept = str(models / "features")  # for all cases
+    config = reconstruction_config(models, tmp_path, network=asked, features=kept, **FEW)
     records = [r for r in evaluate.run(config) if r.name in ("rFID", "reconstruction Fréchet distance")]
     seen = {
         convention: [r for r in records if r.protocol.convention == convention] for convention in config.conventions
@@ -466,7 +491,7 @@ def test_two_processes_give_the_same_numbers(models, tmp_path, launch, request):
 
 @pytest.mark.slow
 def test_stored_fidelity_is_reused(models, tmp_path, monkeypatch):
-    config = reconstruction_config(models, tmp_path, conventions=["strict"])
+    config = reconstruction_config(models, tmp_path, conventions=["strict"], **FEW)
     expected = values(evaluate.run(config))
     decoded = []
     plain = evaluate_reconstruction.Reconstructions._rebuild

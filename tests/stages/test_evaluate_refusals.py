@@ -39,6 +39,13 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "tokenizer"
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(autouse=True)
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace networks by stand-ins; drawing and storing fail."""
@@ -216,13 +223,12 @@ UNWRITABLE = {
 
 @pytest.mark.parametrize("place", UNWRITABLE)
 @pytest.mark.parametrize("what", ["generator", "tokenizer"])
-def test_unwritable_files_are_reported_before_any_work(what, place, generator, tmp_path):
+def test_unwritable_files_are_reported_before_any_work(what, place, generator, tokenizer, tmp_path):
     (tmp_path / "afile").write_text("here")
     (tmp_path / "afolder").mkdir()
     changes, expected = UNWRITABLE[place]
     options = {name: str(tmp_path / value) for name, value in changes.items()}
-    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    model = generator if what == "generator" else str(tmp_path / "tokenizer")
+    model = generator if what == "generator" else tokenizer
     before = sorted(tmp_path.rglob("*"))
     message = refused(generator, tmp_path, what=what, model=[model], **options)
     assert expected.replace("FOLDER", str(tmp_path)) in message

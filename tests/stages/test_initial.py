@@ -20,7 +20,7 @@ from vavae.training.checkpoint import CheckpointFolder
 from vavae.training.trainer import TrainingConfig
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
-SHAPE = AutoencoderConfig(4, 16, (1, 2), attention_levels=(1,))
+SHAPE = AutoencoderConfig(4, 16, (1, 2), 1, attention_levels=(1,))
 OBJECTIVE = ObjectiveConfig(adversarial=AdversarialConfig(discriminator=DiscriminatorConfig(8, 2)))
 
 
@@ -83,7 +83,7 @@ def test_starting_weights(form: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     as_run_folder(tmp_path / "run", *make(0))
     with pytest.raises(UserError, match=r"initial: .*has shape"):
-        load_initial(str(tmp_path / "run"), *make(1, AutoencoderConfig(8, 16, (1, 2), attention_levels=(1,))))
+        load_initial(str(tmp_path / "run"), *make(1, AutoencoderConfig(8, 16, (1, 2), 1, attention_levels=(1,))))
     with pytest.raises(UserError, match="no such file or folder"):
         load_initial(str(tmp_path / "absent"), *make(1))
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
@@ -115,7 +115,7 @@ def test_published_tokenizer_takes_statistics_of_latents(tmp_path: Path) -> None
     """A file alone has no statistics: encoding and training accept it, and take the statistics of the latents."""
     autoencoder, _ = make(0)
     torch.save({"state_dict": autoencoder.state_dict()}, tmp_path / "vavae.pt")
-    images = ImagesConfig("demo", 32, limit=32, workers=0)
+    images = ImagesConfig("demo", 32, limit=16, workers=0)
     encode.run(
         encode.Config(tokenizer=str(tmp_path / "vavae.pt"), output=str(tmp_path / "latents"), data=images, device="cpu")
     )
@@ -124,7 +124,7 @@ def test_published_tokenizer_takes_statistics_of_latents(tmp_path: Path) -> None
         tokenizer=str(tmp_path / "vavae.pt"),
         output=str(tmp_path / "run"),
         transformer=train_dit.TransformerConfig(width=32, depth=1, heads=2, patch_size=4),
-        training=TrainingConfig(images=16, batch_size=8, device="cpu", tensorboard=False),
+        training=TrainingConfig(images=8, batch_size=8, device="cpu", tensorboard=False),
     )
     generator = train_dit.run(config)
     assert generator.tokenizer.statistics.equals(LatentDataset(tmp_path / "latents").statistics)

@@ -29,9 +29,9 @@ FIRST = ("x_embedder.proj.weight", "x_embedder.proj.bias")
 LAST = ("final_layer.linear.weight", "final_layer.linear.bias")
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_latents(tmp_path / "data")
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_latents(tmp_path_factory.mktemp("data"))
 
 
 def trained(**shape: Any) -> LightningDiT:
@@ -62,7 +62,7 @@ def generator_of(model: LightningDiT, folder: Path, **more: Any) -> str:
 
 def still(folder: Path, data: Path, initial: str, **training: Any) -> train_dit.Config:
     """Return a recipe of learning rate 0, which ends with its initial weights."""
-    recipe = transformer_recipe(folder, data, images=16, **training)
+    recipe = transformer_recipe(folder, data, images=8, **training)
     return replace(recipe, initial=initial, optimizer=OptimizerConfig(learning_rate=0.0))
 
 
@@ -239,13 +239,13 @@ def test_resuming_does_not_need_the_initial_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = published(tmp_path / "dit.pt", trained())
-    recipe = replace(transformer_recipe(tmp_path / "whole", data, images=64), initial=source)
+    recipe = replace(transformer_recipe(tmp_path / "whole", data, images=32, checkpoint_images=8), initial=source)
     whole = train_dit.run(recipe)
     parts = replace(recipe, output=str(tmp_path / "parts"))
     original = train_dit.TransformerTask.step
 
     def step(self: Any, batch: Any, images_seen: int, scale: float) -> Any:
-        if images_seen >= 48:
+        if images_seen >= 24:
             raise KeyboardInterrupt
         return original(self, batch, images_seen, scale)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,28 @@ from PIL import Image
 from tiny_teacher import tiny_teacher
 
 from vavae.cli import run
+from vavae.config import parse_command_line
 from vavae.data import LatentDataset, center_crop, demo_pixels, to_tensor
 from vavae.data.images import ImagesConfig
 from vavae.evaluation import validation
 from vavae.evaluation.images import npz_images
 from vavae.models import Generator, Tokenizer
-from vavae.stages import evaluate, train_dit, train_tokenizer
+from vavae.stages import encode, evaluate, train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderConfig
 from vavae.training.trainer import TrainingConfig
 
 pytestmark = pytest.mark.slow
 
+STAGES: dict[str, Any] = {"train-tokenizer": train_tokenizer, "encode": encode, "train-dit": train_dit}
 HEIGHT, WIDTH = 24, 40
 DATA = ["--data.size", f"[{HEIGHT}, {WIDTH}]", "--data.holdout", "0.25", "--data.workers", "2"]
 TRAINING = [
-    "--training.device=cpu", "--training.precision=fp32", "--training.tensorboard=false", "--training.batch_size=8",
-    "--training.log_images=8", "--training.ema_decay=0.9", "--training.images=24", "--training.checkpoint_images=8",
+    "--training.device=cpu", "--training.precision=fp32", "--training.tensorboard=false", "--training.batch_size=4",
+    "--training.log_images=4", "--training.ema_decay=0.9", "--training.images=12", "--training.checkpoint_images=4",
 ]  # fmt: skip
 TOKENIZER = [
-    "--tokenizer.latent_channels=4", "--tokenizer.base_channels=32", "--tokenizer.channel_multipliers=[1, 1, 2]",
-    "--tokenizer.blocks_per_level=1", "--tokenizer.attention_levels=[]", "--objective.adversarial.start_images=8",
+    "--tokenizer.latent_channels=4", "--tokenizer.base_channels=16", "--tokenizer.channel_multipliers=[1, 1, 2]",
+    "--tokenizer.blocks_per_level=1", "--tokenizer.attention_levels=[]", "--objective.adversarial.start_images=4",
     "--objective.adversarial.discriminator.base_channels=8", "--objective.adversarial.discriminator.layers=1",
     "--objective.perceptual.weight=0", *TRAINING,
 ]  # fmt: skip
@@ -75,7 +78,7 @@ def asked() -> Iterator[list[dict[str, Any]]]:
 def commands(images: Path, out: Path) -> dict[str, list[str]]:
     """Return the commands of both trainings, with everything random switched on, and of encoding."""
     trained = f"--tokenizer={out / 'tokenizer/tokenizer'}"
-    measured = ["--training.validation_images=16", "--training.preview_images=24", "--frechet.samples=4"]
+    measured = ["--training.validation_images=8", "--training.preview_images=12", "--frechet.samples=4"]
     reference = [f"--frechet.reference={images}", "--frechet.steps=3", "--sampling.steps=3"]
     return {
         "tokenizer": [
@@ -90,12 +93,23 @@ def commands(images: Path, out: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def path(images: Path, asked: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipes(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the recipes of these commands, which write into one folder."""
+    out, found = tmp_path_factory.mktemp("path"), {}
+    for name, (stage, *options) in commands(images, out).items():
+        kind: type[Any] = STAGES[stage].Config
+        found[name] = parse_command_line(kind, [*options, f"--output={out / name}"], f"vavae {stage}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def path(recipes: dict[str, Any], asked: list[dict[str, Any]]) -> Path:
     """Train a tokenizer, encode, and train a transformer; return the folder."""
-    out = tmp_path_factory.mktemp("path")
-    for name, command in commands(images, out).items():
-        assert run([*command, f"--output={out / name}"]) == 0
-    return out
+    del asked  # the networks that are used
+    train_tokenizer.run(recipes["tokenizer"])
+    encode.run(recipes["latents"])
+    train_dit.run(recipes["generator"])
+    return Path(recipes["tokenizer"].output).parent
 
 
 def test_tokenizer_of_rectangles(path: Path, asked: list[dict[str, Any]]) -> None:
@@ -113,7 +127,7 @@ def test_cached_features_equal_those_of_the_crops(images: Path, asked: list[dict
     data = ImagesConfig(str(images), (HEIGHT, WIDTH))
     config = train_tokenizer.Config(
         data=data,
-        tokenizer=AutoencoderConfig(4, 32, (1, 1, 2), 1, ()),
+        tokenizer=AutoencoderConfig(4, 16, (1, 1, 2), 1, ()),
         teacher=train_tokenizer.TeacherConfig(cache_features=True),
         training=TrainingConfig(device="cpu", precision="fp32"),
     )
@@ -219,21 +233,24 @@ def test_evaluation_of_samples(
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "generator"])
-def test_resume_is_exact(name: str, path: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_is_exact(
+    name: str, path: Path, recipes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage: Any = {"tokenizer": train_tokenizer, "generator": train_dit}[name]
     task: Any = {"tokenizer": train_tokenizer.TokenizerTask, "generator": train_dit.TransformerTask}[name]
-    command, whole, stopped = commands(images, path)[name], path / name, tmp_path / "stopped"
-    original = task.step
+    whole, stopped = path / name, tmp_path / "stopped"
+    recipe, original = replace(recipes[name], output=str(stopped)), task.step
 
     def step(self: Any, batch: Any, images_seen: int, scale: float) -> dict[str, torch.Tensor]:
-        if images_seen == 16:
+        if images_seen == 8:
             raise KeyboardInterrupt
         return original(self, batch, images_seen, scale)  # type: ignore[no-any-return]
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(task, "step", step)
-        assert run([*command, f"--output={stopped}"]) == 1
+        stage.run(recipe)
     assert not (stopped / name).exists() and any((stopped / "checkpoints").glob("images-*"))
-    assert run([*command, f"--output={stopped}"]) == 0
+    stage.run(recipe)
     assert (whole / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
     files = [path.relative_to(whole / name) for path in (whole / name).rglob("*.safetensors")]
     assert len(files) == {"tokenizer": 2, "generator": 3}[name]

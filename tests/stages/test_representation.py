@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from tiny_vit import write_tiny_dino, write_tiny_dinov2
 
 import vavae
 from vavae.cli import run
+from vavae.config import parse_command_line
 from vavae.data import LatentDataset
 from vavae.errors import UserError
 from vavae.models import RepresentationAutoencoder
 from vavae.models.representation import RepresentationConfig
+from vavae.stages import train_tokenizer
 from vavae.stages.train_tokenizer import Config, TokenizerTask
 from vavae.teachers import load_teacher
 from vavae.teachers.config import TeacherConfig
@@ -25,14 +28,14 @@ from vavae.teachers.config import TeacherConfig
 pytestmark = pytest.mark.slow
 
 DATA = ["--data.images=demo", "--data.size=32", "--data.limit=24"]
-BUDGET = ["--training.images=48", "--training.batch_size=8", "--training.log_images=16", "--training.tensorboard=false"]
+BUDGET = ["--training.images=24", "--training.batch_size=4", "--training.log_images=8", "--training.tensorboard=false"]
 TRAIN = [
-    *["train-tokenizer", *DATA, *BUDGET, "--training.checkpoint_images=24", "--teacher.input_size=16"],
+    *["train-tokenizer", *DATA, *BUDGET, "--training.checkpoint_images=12", "--teacher.input_size=16"],
     *["--representation.size=B", "--representation.patch_size=8", "--representation.width=32"],
     *["--representation.depth=2", "--representation.heads=2", "--representation.mlp_width=64"],
     *["--objective.alignment.enabled=false", "--objective.perceptual.weight=0", "--optimizer.learning_rate=1e-3"],
     *["--objective.adversarial.discriminator.kind=dino", "--objective.adversarial.augment=true"],
-    *["--objective.adversarial.discriminator_start_images=16", "--objective.adversarial.start_images=32"],
+    *["--objective.adversarial.discriminator_start_images=8", "--objective.adversarial.start_images=16"],
 ]
 
 
@@ -47,12 +50,18 @@ def dino(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def chain(teacher: str, dino: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a decoder, encode, and train a transformer with a wide head; return the folder."""
-    out = tmp_path_factory.mktemp("rae")
+def recipe(teacher: str, dino: str, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Return the recipe of the decoder."""
     networks = [f"--teacher.name={teacher}", f"--objective.adversarial.discriminator.dino={dino}"]
-    cached = ["--teacher.cache_features=true"]
-    assert run([*TRAIN, *networks, *cached, f"--output={out / 'decoder'}"]) == 0
+    more = ["--teacher.cache_features=true", f"--output={tmp_path_factory.mktemp('rae') / 'decoder'}"]
+    return parse_command_line(Config, [*TRAIN[1:], *networks, *more], "vavae train-tokenizer")
+
+
+@pytest.fixture(scope="module")
+def chain(recipe: Config) -> Path:
+    """Train a decoder, encode, and train a transformer with a wide head; return the folder."""
+    out = Path(recipe.output).parent
+    train_tokenizer.run(recipe)
     tokenizer = f"--tokenizer={out / 'decoder/tokenizer'}"
     assert run(["encode", *DATA, tokenizer, f"--output={out / 'latents'}", "--shard_size=10"]) == 0
     shape = ["size=DiTDH-S", "width=16", "depth=1", "heads=2", "head_width=64", "head_depth=1", "head_heads=2"]
@@ -60,7 +69,7 @@ def chain(teacher: str, dino: str, tmp_path_factory: pytest.TempPathFactory) -> 
     transformer = [f"--transformer.{setting}" for setting in shape]
     latents = f"--latents={out / 'latents'}"
     generator = f"--output={out / 'generator'}"
-    preview = "--training.preview_images=48"
+    preview = "--training.preview_images=24"
     assert run(["train-dit", latents, tokenizer, *transformer, *flow, *BUDGET, generator, preview]) == 0
     return out
 
@@ -108,7 +117,7 @@ def test_generator_samples_with_the_floor_of_its_training(chain: Path) -> None:
     assert isinstance(generator.transformer, vavae.DiTDH)
     assert generator.transformer.config.widths == (16, 64)
     assert (generator.prediction, generator.floor) == ("data", 0.05)
-    images = generator([0, 1], seed=3, output_type="pt")
+    images = generator([0, 1], seed=3, output_type="pt", steps=5)
     assert images.shape == (2, 3, 32, 32) and bool(images.isfinite().all())
     assert isinstance(vavae.DiTDH.from_pretrained(chain / "generator/generator"), vavae.DiTDH)
     with pytest.raises(UserError, match="holds a DiTDH, not a LightningDiT"):
@@ -131,21 +140,19 @@ def test_sample_and_evaluate_take_the_folders(chain: Path) -> None:
 
 
 def test_interrupted_training_ends_bit_for_bit(
-    chain: Path, teacher: str, dino: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chain: Path, recipe: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    networks = [f"--teacher.name={teacher}", f"--objective.adversarial.discriminator.dino={dino}"]
-    cached = ["--teacher.cache_features=true", f"--output={tmp_path / 'run'}"]
-    step = TokenizerTask.step
+    again, step = replace(recipe, output=str(tmp_path / "run")), TokenizerTask.step
 
     def interrupted(self: TokenizerTask, batch: Any, images_seen: int, scale: float) -> dict[str, torch.Tensor]:
-        if images_seen == 24:
+        if images_seen == 12:
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, batch, images_seen, scale)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="to resume"):
         patch.setattr(TokenizerTask, "step", interrupted)
-        assert run([*TRAIN, *networks, *cached]) == 1
-    assert run([*TRAIN, *networks, *cached]) == 0
+        train_tokenizer.run(again)
+    train_tokenizer.run(again)
     ours = load_file(tmp_path / "run/tokenizer/model.safetensors")
     for name, value in load_file(chain / "decoder/tokenizer/model.safetensors").items():
         assert torch.equal(value, ours[name]), name

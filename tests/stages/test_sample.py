@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import zipfile
 from collections.abc import Callable
@@ -23,11 +24,27 @@ from vavae.models.sampling import draw
 from vavae.stages import sample as stage
 
 
+@pytest.fixture(scope="module")
+def two_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a generator and two of its samples, to be copied."""
+    made = tmp_path_factory.mktemp("made")
+    make_generator().save_pretrained(made / "generator")
+    assert sample(made / "samples", "--count", "2") == 0
+    return made
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return the folder for samples; the generator is in the same folder."""
-    make_generator().save_pretrained(tmp_path / "generator")
+def folder(two_samples: Path, tmp_path: Path) -> Path:
+    """Return the folder for samples, which does not exist yet; the generator is in the same folder."""
+    shutil.copytree(two_samples / "generator", tmp_path / "generator")
     return tmp_path / "samples"
+
+
+@pytest.fixture
+def drawn(two_samples: Path, folder: Path) -> Path:
+    """Return the folder for samples with two of them."""
+    shutil.copytree(two_samples / "samples", folder)
+    return folder
 
 
 def sample(folder: Path, *arguments: str) -> int:
@@ -47,8 +64,8 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
 
 
 @pytest.mark.slow
-def test_images_of_other_weights_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sample(folder, "--count", "2") == 0
+def test_images_of_other_weights_are_refused(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = drawn
     trained = make_generator()
     with torch.no_grad():
         trained.transformer.x_embedder.proj.bias += 0.1
@@ -78,10 +95,9 @@ def test_images_of_other_weights_are_refused(folder: Path, capsys: pytest.Captur
     ],
 )
 def test_changed_settings_are_named(
-    options: tuple[str, str], named: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, str], named: str, drawn: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sample(folder, "--count", "2") == 0
-    assert named in refused(folder, capsys, "--count", "3", *options)
+    assert named in refused(drawn, capsys, "--count", "3", *options)
 
 
 def pixels_in(folder: Path) -> np.ndarray:
@@ -112,14 +128,10 @@ def test_options_reach_the_sampler(folder: Path) -> None:
     assert json.loads((folder / "samples.json").read_text())["sampling"]["shift"] == 1.0  # of 4x32x32 latents
 
 
-@pytest.mark.parametrize(
-    "mistake", [("--labels", "11"), ("--size", "[33, 32]"), ("--guidance_start", "2"), ("--steps", "1")]
-)
-def test_folder_is_free_after_a_mistake(
-    mistake: tuple[str, str], folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    refused(folder, capsys, *mistake)
-    assert not (folder / "samples.json").exists()
+def test_folder_is_free_after_a_mistake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for mistake in (("--labels", "11"), ("--size", "[33, 32]"), ("--guidance_start", "2"), ("--steps", "1")):
+        refused(folder, capsys, *mistake)
+        assert not (folder / "samples.json").exists(), mistake
     assert sample(folder, "--labels", "1") == 0
 
 
@@ -131,30 +143,27 @@ def test_guidance_needs_label_dropout(folder: Path, capsys: pytest.CaptureFixtur
     assert sample(folder, "--count", "1", "--guidance_scale", "1") == 0
 
 
-def test_record_without_images_is_replaced(folder: Path) -> None:
-    assert sample(folder, "--count", "2") == 0
-    for image in folder.glob("0*.png"):
+def test_record_without_images_is_replaced(drawn: Path) -> None:
+    for image in drawn.glob("0*.png"):
         image.unlink()
-    assert sample(folder, "--count", "2", "--seed", "1") == 0
-    assert json.loads((folder / "samples.json").read_text())["seed"] == 1
+    assert sample(drawn, "--count", "2", "--seed", "1") == 0
+    assert json.loads((drawn / "samples.json").read_text())["seed"] == 1
 
 
 @pytest.mark.parametrize(
     ("content", "named"), [('{"generator": "x", "la', "damaged"), ("[]", "damaged"), ('{"seed": 0}', "not a record")]
 )
-def test_unreadable_record_is_named(content: str, named: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sample(folder, "--count", "2") == 0
-    (folder / "samples.json").write_text(content)
-    error = refused(folder, capsys, "--count", "2")
-    assert str(folder / "samples.json") in error and named in error
+def test_unreadable_record_is_named(content: str, named: str, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (drawn / "samples.json").write_text(content)
+    error = refused(drawn, capsys, "--count", "2")
+    assert str(drawn / "samples.json") in error and named in error
 
 
-def test_record_without_fingerprint_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sample(folder, "--count", "2") == 0
-    record = json.loads((folder / "samples.json").read_text())
+def test_record_without_fingerprint_is_refused(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads((drawn / "samples.json").read_text())
     del record["fingerprint"]
-    (folder / "samples.json").write_text(json.dumps(record))
-    assert "samples of another generator" in refused(folder, capsys, "--count", "3")
+    (drawn / "samples.json").write_text(json.dumps(record))
+    assert "samples of another generator" in refused(drawn, capsys, "--count", "3")
 
 
 def test_foreign_images_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,15 +16,15 @@ from vavae.cli import run
 from vavae.training.checkpoint import CheckpointFolder
 
 RECIPE = "imagenet256/tokenizer-f16d32-dinov2-final"
-STAGES = "[{from_images: 32, weight: 0.1}, {from_images: 64, cos_margin: 0.5, distance_margin: 0.25}]"
+STAGES = "[{from_images: 16, weight: 0.1}, {from_images: 32, cos_margin: 0.5, distance_margin: 0.25}]"
 SMALL = {
     "data.images": "demo", "data.size": "16", "data.limit": "30", "data.workers": "1",
-    "tokenizer.latent_channels": "8", "tokenizer.base_channels": "32", "tokenizer.channel_multipliers": "[1, 2]",
+    "tokenizer.latent_channels": "8", "tokenizer.base_channels": "16", "tokenizer.channel_multipliers": "[1, 2]",
     "tokenizer.blocks_per_level": "1", "tokenizer.attention_levels": "[]",
-    "objective.perceptual.weight": "0", "objective.adversarial.start_images": "16",
+    "objective.perceptual.weight": "0", "objective.adversarial.start_images": "8",
     "objective.adversarial.discriminator": "{base_channels: 8, layers: 1}",
-    "training.images": "96", "training.batch_size": "8", "training.device": "cpu", "training.log_images": "8",
-    "training.checkpoint_images": "24", "training.milestone_images": "null", "training.tensorboard": "false",
+    "training.images": "48", "training.batch_size": "4", "training.device": "cpu", "training.log_images": "4",
+    "training.checkpoint_images": "12", "training.milestone_images": "null", "training.tensorboard": "false",
 }  # fmt: skip
 
 
@@ -72,10 +72,10 @@ def command(output: Path, number: int = 0, at: int = -1) -> int | None:
 def test_kills_within_and_between_stages(tmp_path: Path) -> None:
     assert command(tmp_path / "whole") == 0
     killed = tmp_path / "killed"
-    assert command(killed, signal.SIGTERM, 24) == 1  # saved after the step, at 32: where the second stage begins
-    assert CheckpointFolder(killed / "checkpoints").list()[-1].name.endswith("000032")
-    assert command(killed, signal.SIGKILL, 56) == -signal.SIGKILL  # within the second
-    assert command(killed, signal.SIGKILL, 64) == -signal.SIGKILL  # at the first step of the third
+    assert command(killed, signal.SIGTERM, 12) == 1  # saved after the step, at 16: where the second stage begins
+    assert CheckpointFolder(killed / "checkpoints").list()[-1].name.endswith("000016")
+    assert command(killed, signal.SIGKILL, 28) == -signal.SIGKILL  # within the second
+    assert command(killed, signal.SIGKILL, 32) == -signal.SIGKILL  # at the first step of the third
     assert command(killed) == 0
     states = [CheckpointFolder(tmp_path / name / "checkpoints").load_newest() for name in ("whole", "killed")]
     assert states[0] is not None and states[1] is not None
@@ -85,11 +85,11 @@ def test_kills_within_and_between_stages(tmp_path: Path) -> None:
     texts = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "killed")]
     assert texts[0] == texts[1]
     lines = [json.loads(line) for line in texts[0].splitlines()]
-    assert [line["images"] for line in lines] == list(range(8, 97, 8))
+    assert [line["images"] for line in lines] == list(range(4, 49, 4))
     # The terms show the stages: the adaptive weight falls about fivefold, then the margins reduce the losses.
     weight = {line["images"]: line["alignment_weight"] for line in lines}
     cosine = {line["images"]: line["cosine"] for line in lines}
-    assert weight[40] < 0.5 * weight[32]
-    assert cosine[72] == pytest.approx(cosine[64] - 0.5, abs=0.1)
+    assert weight[20] < 0.5 * weight[16]
+    assert cosine[36] == pytest.approx(cosine[32] - 0.5, abs=0.1)
     files = [sorted((tmp_path / name / "tokenizer").glob("*.safetensors")) for name in ("whole", "killed")]
     assert files[0] and [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]]

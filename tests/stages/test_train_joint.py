@@ -27,11 +27,11 @@ Gradients = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of 32 images."""
+    """The folder of a run of 16 images."""
     folder = tmp_path_factory.mktemp("joint")
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_teacher(patch.setattr)
-        train_joint.run(joint_recipe(folder / "run", images=32, preview_images=32))
+        train_joint.run(joint_recipe(folder / "run", images=16, preview_images=16))
     return folder / "run"
 
 
@@ -113,7 +113,7 @@ def test_latents_collapse_if_the_flow_loss_reaches_the_tokenizer(
 def test_result_and_log(trained: Path) -> None:
     generator = Generator.from_pretrained(trained / "generator")
     assert generator.num_classes == 10 and generator.latent_shape == (8, 4, 4)
-    assert generator.provenance["images_seen"] == 32 and generator.tokenizer.provenance["teacher"] == "dinov2-large"
+    assert generator.provenance["images_seen"] == 16 and generator.tokenizer.provenance["teacher"] == "dinov2-large"
     lines = read_metrics(trained)
     assert {"flow", "projection", "tokenizer_projection", "latent_std", "nll", "gradient_norm/transformer"} <= set(
         lines[-1]
@@ -125,7 +125,7 @@ def test_result_is_the_live_tokenizer_and_the_averaged_transformer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_tiny_teacher(monkeypatch.setattr)
-    recipe = joint_recipe(tmp_path, images=24)
+    recipe = joint_recipe(tmp_path, images=16)
     task = train_joint.JointTask(recipe, recipe.data.open("train"), tmp_path)
     trainer = Trainer(task, recipe.training, tmp_path)
     trainer.run("joint")
@@ -157,7 +157,7 @@ def test_other_commands_take_the_result(trained: Path, tmp_path: Path) -> None:
 def test_starting_weights(
     form: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With learning rate 0 the result is the start."""
+    """A task begins with them; with learning rate 0 they are the result of a run too."""
     use_tiny_teacher(monkeypatch.setattr)
     former = Generator.from_pretrained(trained / "generator")
     initial = {"folders": f"{trained}/generator", "run": str(trained), "file": str(tmp_path / "tokenizer.pt")}[form]
@@ -177,10 +177,14 @@ def test_starting_weights(
     torch.testing.assert_close(std, wanted)
     unknown = "no statistics of the latents, so batch normalization starts at mean 0" in capsys.readouterr().out
     assert unknown == (form == "file")
-    found = train_joint.run(recipe)
-    for one, other in zip(found._networks, former._networks, strict=True):
-        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
-    assert found.provenance["initial"] == initial
+    begun: list[torch.nn.Module] = [task.transformer, task.autoencoder]
+    if form == "run":
+        found = train_joint.run(recipe)
+        assert found.provenance["initial"] == initial
+        begun += [found.transformer, found.tokenizer.autoencoder]
+    wanted_weights = former.transformer.state_dict(), former.tokenizer.autoencoder.state_dict()
+    for network, weights in zip(begun, wanted_weights * 2, strict=False):
+        assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize(

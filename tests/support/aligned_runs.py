@@ -58,7 +58,7 @@ def aligned_recipe(
         (TeacherConfig("any", cache_features=kept),),
         projector=ProjectorConfig(hidden=24),
         schedule="linear",
-        stop_images=64,
+        stop_images=32,
     )
     return train_dit.Config(
         output=str(folder),
@@ -67,11 +67,11 @@ def aligned_recipe(
         transformer=train_dit.TransformerConfig("S/2", width=32, depth=2, heads=2),
         alignment=usual if alignment is None else alignment,
         optimizer=OptimizerConfig(learning_rate=1e-3, gradient_clip=1.0),
-        training=replace(TRAINING, **training),
+        training=replace(TRAINING, **{"images": 48, "checkpoint_images": 16, **training}),
     )
 
 
 def several_teachers_recipe(folder: Path, data: Path, **training: Any) -> train_dit.Config:
     """Return a recipe with two teachers that work in every step until the alignment ends."""
-    alignment = HiddenAlignmentConfig(IMAGES, (TeacherConfig("one"), TeacherConfig("other")), stop_images=40)
-    return aligned_recipe(folder, data, alignment, images=64, **training)
+    alignment = HiddenAlignmentConfig(IMAGES, (TeacherConfig("one"), TeacherConfig("other")), stop_images=24)
+    return aligned_recipe(folder, data, alignment, images=32, log_images=8, **training)

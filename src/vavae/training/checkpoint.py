@@ -66,9 +66,9 @@ class Checkpoint:
             OSError: A file could not be read.
             RunError: Reading failed for another reason.
         """
-        import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.api import CheckpointException
 
+        dcp = _dcp()
         reader = dcp.FileSystemReader(self.path)
         alone = self.world.size == 1
         try:
@@ -124,10 +124,7 @@ class CheckpointFolder:
             OSError: An earlier save failed, for example on a full disk. Older checkpoints are untouched.
             RunError: It failed for another reason.
         """
-        import torch.distributed.checkpoint as dcp  # slow to import
-
-        # Its name in torch. It would describe every tensor four times, for no handler.
-        logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.INFO)
+        dcp = _dcp()
         self.wait()
         partial = self.folder / f"{_PARTIAL}{images:012d}"
         if self.world.first:
@@ -253,6 +250,15 @@ class CheckpointFolder:
                 if images_of(path) > images:
                     _remove(path)
         self.world.wait()
+
+
+def _dcp() -> Any:
+    """Import `torch.distributed.checkpoint`, which takes seconds."""
+    import torch.distributed.checkpoint as dcp
+
+    # It describes every tensor twice, for no handler.
+    logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.INFO)
+    return dcp
 
 
 def _as_fault(error: BaseException, path: Path, done: str) -> Exception:
