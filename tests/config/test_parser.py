@@ -57,6 +57,11 @@ MISTAKES: list[tuple[type, str, str]] = [
         "--data.size [192]",
         "data.size must be a whole number, or 2 values, each a whole number, got [192]",
     ),
+    (
+        frontier.Config,
+        '--sizes {"tiny":{"wdith":3}}',
+        "sizes.tiny.wdith is not a key; known here: width, depth, heads, head_width, head_depth, head_heads, images",
+    ),
     (demo.Config, "--size [24,40]", "size must be a whole number, got [24, 40]"),
     (
         frontier.Config,
@@ -145,6 +150,7 @@ REFUSED: dict[str, tuple[str, str]] = {
         "RECIPE: 'vavae train-tokenizer' has no key stages.wieght; did you mean 'stages.weight'?",
     ),
     "stage before the beginning": ("stages: [{from_images: -3}]\n", "stages.from_images must be at least 0, got -3"),
+    "stage without its beginning": ("stages: [{weight: 3}]\n", "StageConfig needs the key from_images"),
     "key twice": ("training:\n  images: 5\n  images: 6\n", "RECIPE: line 3: the key 'images' occurs twice"),
     "group twice": ("data: {size: 64}\ndata: {limit: 5}\n", "RECIPE: line 2: the key 'data' occurs twice"),
     "key with dots": (
