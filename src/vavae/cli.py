@@ -121,7 +121,7 @@ def run(arguments: Sequence[str]) -> int:
                 from vavae.config import parse_command_line
 
                 stage = importlib.import_module(f"vavae.{command.module}")
-            config = parse_command_line(stage.Config, rest, f"vavae {name}", command.summary, command.positionals)
+            config = parse_command_line(stage.Config, rest, f"vavae {name}", command.positionals)
             stage.run(config)
     except UserError as error:
         return _fail(str(error), 2)

@@ -57,6 +57,11 @@ MISTAKES: list[tuple[type, str, str]] = [
         "--data.size [192]",
         "data.size must be a whole number, or 2 values, each a whole number, got [192]",
     ),
+    (
+        frontier.Config,
+        '--sizes {"tiny":{"wdith":3}}',
+        "sizes.tiny.wdith is not a key; known here: width, depth, heads, head_width, head_depth, head_heads, images",
+    ),
     (demo.Config, "--size [24,40]", "size must be a whole number, got [24, 40]"),
     (
         frontier.Config,
@@ -145,6 +150,7 @@ REFUSED: dict[str, tuple[str, str]] = {
         "RECIPE: 'vavae train-tokenizer' has no key stages.wieght; did you mean 'stages.weight'?",
     ),
     "stage before the beginning": ("stages: [{from_images: -3}]\n", "stages.from_images must be at least 0, got -3"),
+    "stage without its beginning": ("stages: [{weight: 3}]\n", "StageConfig needs the key from_images"),
     "key twice": ("training:\n  images: 5\n  images: 6\n", "RECIPE: line 3: the key 'images' occurs twice"),
     "group twice": ("data: {size: 64}\ndata: {limit: 5}\n", "RECIPE: line 2: the key 'data' occurs twice"),
     "key with dots": (
@@ -154,12 +160,18 @@ REFUSED: dict[str, tuple[str, str]] = {
     "anchor inside itself": ("data: &a {size: *a}\n", "RECIPE: line 1: the alias *a has no anchor before it"),
     "deep": ("data: " + "{size: " * 9000, "RECIPE: line 1: nested more than 50 levels deep"),
     "5,000 digits": ("training: {images: " + "9" * 5000 + "}\n", "RECIPE: line 1: a number of 5000 characters"),
-    "50 digits": ("training: {images: " + "9" * 50 + "}\n", "training.images must fit in 64 bits, got a whole number"),
+    "50 digits": (
+        "training: {images: " + "9" * 50 + "}\n",
+        "RECIPE: training.images must fit in 64 bits, got a whole number",
+    ),
     "50 digits in a list": (
         "tokenizer: {channel_multipliers: [1, -" + "9" * 50 + "]}\n",
-        "tokenizer.channel_multipliers must fit in 64 bits, got a whole number",
+        "RECIPE: tokenizer.channel_multipliers must fit in 64 bits, got a whole number",
     ),
-    "infinite": ("optimizer: {learning_rate: 1e999}\n", "optimizer.learning_rate must be a finite number, got inf"),
+    "infinite": (
+        "optimizer: {learning_rate: 1e999}\n",
+        "RECIPE: optimizer.learning_rate must be a finite number, got inf",
+    ),
     "bomb in a text": (
         f'training: {{images: "{BOMB}}}"}}\n',
         "RECIPE: training.images must be a whole number, got {a:",
@@ -216,7 +228,7 @@ def test_mistakes_in_recipes_are_one_line(kind: str, tmp_path: Path, capsys: pyt
         (["--tokenizer.channel_multipliers", f"['{BOMB}}}']"], "tokenizer.channel_multipliers must be a list"),
         (["--data.flip", BOMB + "}"], "data.flip must be true or false, got {a:"),
         (["--training.images", "9" * 5000], "training.images must be a whole number, got 999"),
-        (["--training.images", "9" * 4000], "training.images must fit in 64 bits"),
+        (["--training.images", "9" * 50], "training.images must fit in 64 bits"),
         (["--training.images", "0x" + "f" * 5000], "training.images must be a whole number, got 0xfff"),
         (["--data.size", "64," + "9" * 30], "data.size must fit in 64 bits"),
         (["--training.images", "1e400"], "training.images must be a whole number, got inf"),

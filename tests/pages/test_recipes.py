@@ -190,7 +190,7 @@ def measuring(path: Path) -> evaluate.Config:
     """Return the command in a recipe's header that measures its result."""
     (command,) = re.findall(r"^# Measure: vavae (evaluate .*?[^\\])\n", path.read_text(), re.MULTILINE | re.DOTALL)
     arguments = shlex.split(command.replace("\\\n#", " "))
-    return parse_command_line(evaluate.Config, arguments[1:], "", "", COMMANDS["evaluate"].positionals)
+    return parse_command_line(evaluate.Config, arguments[1:], "", COMMANDS["evaluate"].positionals)
 
 
 @pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)

@@ -2,8 +2,8 @@
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -12,17 +12,6 @@ from vavae.errors import UserError, did_you_mean
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 _LONGEST = 60  # characters of a value in a message
 _CLOSE = 0.75  # dotted names are long: at difflib's 0.6 anything would resemble some key
-_VALUE = re.compile(
-    r".*(?:Got value:|Given value:|Unable to load config ['\"]) ?(?P<value>.*?)['\"]?"
-    r"(?: - (?:Parser key .*|(?:not YAML: )?line \d+: (?P<reason>.*)))?$"
-)
-# The parser's words for a group that may be null: for a key in it, and for an error that its dataclass raised.
-_IN_GROUP = re.compile(
-    r"Problem with given class_path '[^']+': "
-    r"""(?:Option '(?P<unknown>[^']+)' is not accepted|Parser key "(?P<key>[^"]+)": (?P<complaint>.*))"""
-    r" - Expected a <class 'NoneType'> Given value type: "
-)
-_OF_GROUP = re.compile(r"Does not validate .* Errors: - (.*?) - Expected a <class 'NoneType'> Given value type: ")
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
@@ -38,14 +27,32 @@ def _groups(kind: Any) -> list[Any]:
     return [one for one in items if dataclasses.is_dataclass(one)]
 
 
-def fields_of(config_class: type, prefix: str = "") -> dict[str, Any]:
-    """Return dotted name -> type of every field in a tree of dataclasses, with groups of fields and items of lists."""
+@cache
+def hints_of(config_class: type) -> dict[str, Any]:
+    """Return name -> type of every field of a dataclass."""
+    return get_type_hints(config_class)
+
+
+@cache
+def group_of(kind: Any) -> Any:
+    """Return the dataclass that a type is or may be; None for other types."""
+    return next((one for one in alternatives(kind) if dataclasses.is_dataclass(one)), None)
+
+
+@cache
+def fields_of(config_class: type, prefix: str = "", items: bool = True) -> dict[str, Any]:
+    """Return dotted name -> type of every field in a tree of dataclasses, with groups of fields.
+
+    Args:
+        config_class: The dataclass.
+        prefix: The beginning of every name.
+        items: Add the fields of dataclasses in lists.
+    """
     found: dict[str, Any] = {}
-    for name, kind in get_type_hints(config_class).items():
+    for name, kind in hints_of(config_class).items():
         found[prefix + name] = kind
-        for one in _groups(kind):
-            if isinstance(one, type):
-                found |= fields_of(one, f"{prefix}{name}.")
+        for one in _groups(kind) if items else filter(None, [group_of(kind)]):
+            found |= fields_of(one, f"{prefix}{name}.", items)
     return found
 
 
@@ -83,32 +90,6 @@ def _check_groups(known: Mapping[str, Any], values: Mapping[str, Any], source: s
             _check_groups(known, value, source, f"{name}.")
 
 
-def explain(message: str, config_class: type, prog: str) -> str:
-    """Return one line that names the key or option which the parser's `message` complains about.
-
-    Args:
-        message: The parser's message, in one line.
-        config_class: The dataclass to build.
-        prog: The command.
-    """
-    known = fields_of(config_class)
-    if message.startswith("unrecognized arguments: "):
-        return _unrecognized(message.removeprefix("unrecognized arguments: ").split()[0], known, prog)
-    message = re.sub(r"^argument --(\S+): expected one argument$", r'Parser key "\1": Got value:', message)
-    found = re.match(r'Parser key "([^"]+)": (.*)$', message)
-    if not found:
-        own = _OF_GROUP.match(message)
-        return own[1] if own else message
-    key, complaint = found.groups()
-    while inner := _IN_GROUP.search(complaint):
-        if inner["unknown"]:
-            return _unrecognized(f"--{key}.{inner['unknown']}", known, prog)
-        key, complaint = f"{key}.{inner['key']}", inner["complaint"]
-    if nested := re.search(r"NestedArg\(key='([^']+)'", complaint):
-        return _unrecognized(f"--{key}.{nested[1]}", known, prog)
-    return _wrong_value(key, complaint, known)
-
-
 def shortened(text: str) -> str:
     """Return `text`, or its beginning if it is too long for a message."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
@@ -119,23 +100,22 @@ def _near(unknown: Sequence[str], known: Mapping[str, Any]) -> str:
     return near or "; is it a recipe of another command?"
 
 
-def _unrecognized(argument: str, known: Mapping[str, Any], prog: str) -> str:
+def unknown_option(argument: str, known: Mapping[str, Any], prog: str) -> UserError:
+    """Return the error for a word that is not an option of `prog`."""
     if not argument.startswith("-"):
-        return f"unexpected argument '{argument}': a recipe, or other words, must come before all options"
+        return UserError(f"unexpected argument '{argument}': a recipe, or other words, must come before all options")
     option = argument.partition("=")[0]
     near = difflib.get_close_matches(option.lstrip("-"), known, n=1, cutoff=_CLOSE)
     hint = f"did you mean '--{near[0]}'?" if near else f"see '{prog} --help'"
-    return f"unknown option {option}; {hint}"
+    return UserError(f"unknown option {option}; {hint}")
 
 
-def _wrong_value(key: str, complaint: str, known: Mapping[str, Any]) -> str:
-    if key not in known:
-        return f"{key}: {complaint}"
-    found = _VALUE.search(complaint)
-    got = f", got {shortened(found['value']) or 'nothing'}" if found else ""
-    why = f" ({found['reason']})" if found and found["reason"] else ""
-    quotes = "; put text in quotes" if str in alternatives(known[key]) else ""
-    return f"{key} must be {_named(known[key])}{got}{why}{quotes}"
+def wrong_value(label: str, kind: Any, value: Any, reason: str = "") -> UserError:
+    """Return the error for a value that is not of the type `kind`; `label` is the key, after its file."""
+    got = "nothing" if value in (None, "") else shortened(" ".join(str(value).split()))
+    why = f" ({reason})" if reason else ""
+    quotes = "; put text in quotes" if str in alternatives(kind) else ""
+    return UserError(f"{label} must be {_named(kind)}, got {got}{why}{quotes}")
 
 
 def _unknown_keys(known: Mapping[str, Any], values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
