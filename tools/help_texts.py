@@ -12,7 +12,7 @@ from vavae.cli import COMMANDS
 FOLDER = Path(__file__).parents[1] / "src/vavae/help"
 _COLUMNS = "80"
 # Rows of groups: our parser reads no file for a group, and has no help of one group.
-_OF_GROUPS = re.compile(r"^  --\S+(\.help  .*| CONFIG .*)\n( {24}.*\n)*", re.MULTILINE)
+_OF_GROUPS = re.compile(r"^  --\S+(\.help| CONFIG)( .*)?\n( {24}.*\n)*", re.MULTILINE)
 
 
 def text_of(name: str) -> str:

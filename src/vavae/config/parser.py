@@ -65,7 +65,7 @@ def _given(config_class: type, options: Sequence[str], prog: str) -> Iterator[tu
     while remaining:
         option = remaining.pop(0)
         name, equals, text = option.partition("=")
-        kind = known.get(name[2:]) if name.startswith("--") else None
+        kind = _kind(known, name[2:]) if name.startswith("--") else None
         if kind is None:
             raise unknown_option(option, known, prog)
         if not equals and remaining and not remaining[0].startswith("--"):
@@ -73,6 +73,13 @@ def _given(config_class: type, options: Sequence[str], prog: str) -> Iterator[tu
         elif not equals:
             text = "true" if bool in alternatives(kind) else ""
         yield name[2:], _value(kind, text, name[2:])
+
+
+def _kind(known: Mapping[str, Any], name: str) -> Any:
+    """Return the type of a key, or of an item of a dictionary (`--sizes.mine`); None if there is none."""
+    parent = known.get(name.rpartition(".")[0])
+    items = [get_args(one)[1] for one in alternatives(parent) if get_origin(one) is dict]
+    return known.get(name, items[0] if items else None)
 
 
 def parse_command_line(

@@ -21,7 +21,7 @@ class _Unfit(Exception):
 
 
 def override(config_class: type, settings: Mapping[str, Any], values: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """Return `settings` with the converted `values` over them, key by key within groups.
+    """Return `settings` with the converted `values` over them, key by key within groups and dictionaries.
 
     Args:
         config_class: The dataclass whose fields the keys are.
@@ -40,7 +40,8 @@ def override(config_class: type, settings: Mapping[str, Any], values: Mapping[st
         if group and isinstance(value, Mapping):
             found[name] = override(group, before if isinstance(before, dict) else {}, value, f"{label}{name}.")
         else:
-            found[name] = _converted(kind, value, f"{label}{name}")
+            new = _converted(kind, value, f"{label}{name}")
+            found[name] = before | new if isinstance(before, dict) and isinstance(new, dict) else new
     return found
 
 
