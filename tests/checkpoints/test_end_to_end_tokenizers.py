@@ -98,6 +98,7 @@ FLUX2 = {
 }
 
 
+@pytest.mark.slow
 def test_flux2_gives_the_outputs_of_diffusers(tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
     return published_rae(tmp_path)
 
 
+@pytest.mark.slow
 def test_every_published_form_gives_images(first: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(training_checkpoint(decoder(), "decoder."), "ep-last.pt")
     torch.save(training_checkpoint(ditdh()), "training.pt")
@@ -46,6 +47,7 @@ def test_every_published_form_gives_images(first: Tokenizer, capsys: pytest.Capt
     assert Image.open("samples-a/000001.png").size == (32, 32) and drawn[0][0] != drawn[0][1]
 
 
+@pytest.mark.slow
 def test_other_commands_take_the_tokenizer(first: Tokenizer) -> None:
     assert run(["convert", "model.pt", "tokenizer", *GIVEN]) == 0
     data = ["--data.images", "demo", "--data.size", "32", "--data.limit", "4"]

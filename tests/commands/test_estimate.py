@@ -67,6 +67,7 @@ def test_transformer_as_in_its_run(token: int | None, tmp_path: Path) -> None:
     assert found.flops_per_image == counter.get_total_flops() == task.work().flops
 
 
+@pytest.mark.slow
 def test_alignment_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_the_teacher(monkeypatch.setattr)
     recipe = aligned_recipe(tmp_path / "run", write_image_latents(tmp_path / "data"))
@@ -105,6 +106,7 @@ def test_tokenizer_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found.disk["checkpoints"] == (2 + 1 + 2) * state_of(found)
 
 
+@pytest.mark.slow
 def test_joint_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiny_teacher(monkeypatch.setattr)
     recipe = joint_recipe(tmp_path / "run")

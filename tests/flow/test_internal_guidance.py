@@ -119,6 +119,7 @@ def test_loss_of_the_head_is_added(flow: FlowConfig) -> None:
     assert "auxiliary" not in flow_matching_loss(trained(lightning, auxiliary_block=None), data, LABELS)
 
 
+@pytest.mark.slow
 def test_compiled_network_has_the_loss_of_its_head() -> None:
     network, data = trained(lightning), torch.randn_like(NOISE)
     given = {"noise": NOISE, "t": torch.tensor([0.3, 0.6])}

@@ -41,6 +41,7 @@ def context(folder: Path) -> CellContext:
     return CellContext(config, grid, Results(folder / "results"))
 
 
+@pytest.mark.slow
 def test_original_features_are_computed_once(tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tokenizers: 10 originals, and 10 reconstructions of each."""
     config = grid_config(tmp_path, *PLAIN, "--kinds", "[tokenizer]")
@@ -90,6 +91,7 @@ def test_waiting_processes_read_at_the_same_time(tmp_path: Path, seen: list[int]
     assert entered == [True]
 
 
+@pytest.mark.slow
 def test_generators_are_compiled_block_by_block(
     tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

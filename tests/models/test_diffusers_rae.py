@@ -83,6 +83,7 @@ def test_made_by_diffusers(kind: str, changes: dict[str, Any], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "siglip2", "mae"])
+@pytest.mark.slow
 def test_round_trip_is_exact(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Convert published -> ours -> diffusers -> ours -> published."""
     monkeypatch.chdir(tmp_path)

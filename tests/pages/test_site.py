@@ -68,6 +68,7 @@ def test_api_overview_names_the_public_names() -> None:
     assert missing == []
 
 
+@pytest.mark.slow
 def test_loss_figures_are_those_of_the_pages(tmp_path: Path) -> None:
     loss_figures.main(tmp_path)
     pages = "".join(page.read_text() for page in DOCS.glob("*.md"))

@@ -62,6 +62,7 @@ def test_code_of_images_and_seeds(studio: Studio, tmp_path: Path, monkeypatch: p
     assert "vavae.Tokenizer" in image_code("demo", "Tokenizer", 32)
 
 
+@pytest.mark.slow
 def test_text_is_in_the_file_of_the_page(tmp_path: Path) -> None:
     processing = pytest.importorskip("gradio.processing_utils")
     made = with_text(demo_pixels("test")[0], seed=5, name="Straße")

@@ -92,6 +92,7 @@ def test_class_tokens_have_their_own_noise_and_the_flips_and_times_of_the_latent
     assert abs(float(correlation)) < 0.25 and 0.8 < float(own.std()) < 1.2
 
 
+@pytest.mark.slow
 def test_resume_is_exact(data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = TransformerTask.step
 

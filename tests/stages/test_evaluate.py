@@ -161,6 +161,7 @@ def test_every_record_has_its_protocol(models, tmp_path):
     assert again.protocol.checkpoint_hash == p.checkpoint_hash and again.protocol.reference_hash == p.reference_hash
 
 
+@pytest.mark.slow
 def test_guidance_settings_and_weak_model_are_used_and_recorded(models, tmp_path, capsys):
     make_generator(2).save_pretrained(tmp_path / "weak")
     own = {"metrics": ["frechet"], "guidance_kind": "zero_star", "zero_init_steps": 2, "end": 0.9, "steps": 5}

@@ -78,6 +78,7 @@ def test_features_of_several_teachers_are_kept_apart(data: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("changes", [{}, {"normalization": "zscore", "projector": ProjectorConfig("conv")}])
+@pytest.mark.slow
 def test_alignment_is_trained(changes: dict[str, Any], data: Path, tmp_path: Path) -> None:
     """Training raises the cosine; without the term's gradient it stays where it was."""
     cosines = {}
@@ -99,6 +100,7 @@ def test_alignment_is_trained(changes: dict[str, Any], data: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.slow
 def test_stopped_run_ends_bit_identical(
     kept: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +193,7 @@ def test_default_block(depth: int, block: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["full", "selective", "compile", "blocks"])
+@pytest.mark.slow
 def test_gradients_with_checkpointing_and_compilation(
     how: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_validation_keeps_all_tokens_and_has_no_contrastive_term(
 
 
 @pytest.mark.parametrize("kind", ["sprint", "tread"])
+@pytest.mark.slow
 def test_operations_fall_by_the_dropped_tokens(kind: str) -> None:
     """Of 6 blocks 4 see a quarter of 256 tokens; SPRINT's fusion costs a little."""
     flow, plain = FlowConfig(), LightningDiTConfig(width=64, depth=6, heads=4)

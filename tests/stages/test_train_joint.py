@@ -154,6 +154,7 @@ def test_other_commands_take_the_result(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["folders", "run", "file"])
+@pytest.mark.slow
 def test_starting_weights(
     form: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("moment", ["while it is written", "before the link", "after the link"])
+@pytest.mark.slow
 def test_kill_loses_nothing(moment: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`best` is a whole model at every moment, and the logs are those of `whole`."""
     folder = tmp_path / "killed"

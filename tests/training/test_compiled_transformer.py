@@ -77,6 +77,7 @@ def test_block_graph_serves_other_networks(counter: CompileCounterWithBackend) -
 
 
 @pytest.mark.parametrize("how", ["blocks", pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_routing_has_one_graph_for_each_phase(counter: CompileCounterWithBackend, how: Compilation) -> None:
     """A phase with dropped tokens, then one without; a second step of each compiles nothing."""
     if how is True:

@@ -42,6 +42,7 @@ def test_rollback_takes_the_next_data_order(tmp_path: Path) -> None:
         (24, 5, 120),
     ],
 )
+@pytest.mark.slow
 def test_rollback_goes_to_the_last_good_checkpoint(every: int, keep: int, back: int, tmp_path: Path) -> None:
     task = Regression()
     task.bad_steps = {(0, p) for p in range(120, 200, 8)}

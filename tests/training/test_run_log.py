@@ -145,6 +145,7 @@ def test_run_in_tensorboard(tmp_path: Path) -> None:
     assert b"training:\n  images: 80" in recipe.tensor_proto.string_val[0]
 
 
+@pytest.mark.slow
 def test_tensorboard_keeps_points_up_to_the_resume(tmp_path: Path) -> None:
     """Later points and pictures are removed; a run that starts over removes all."""
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
