@@ -226,6 +226,7 @@ def test_mistakes_in_recipes_are_one_line(kind: str, tmp_path: Path, capsys: pyt
         (["--training", "[" * 9000], "(nested more than 50 levels deep)"),
         (["--training.images", BOMB + "}"], "training.images must be a whole number, got {a: &a [1, 2], b:"),
         (["--tokenizer.channel_multipliers", f"['{BOMB}}}']"], "tokenizer.channel_multipliers must be a list"),
+        (["--data.size", "-32"], "data.size must be at least 8 pixels, got -32"),
         (["--data.flip", BOMB + "}"], "data.flip must be true or false, got {a:"),
         (["--training.images", "9" * 5000], "training.images must be a whole number, got 999"),
         (["--training.images", "9" * 50], "training.images must fit in 64 bits"),

@@ -53,11 +53,21 @@ def build(config_class: type[C], settings: Mapping[str, Any], base: Any = None) 
         value = settings.get(field.name, default)
         group = group_of(hints_of(config_class)[field.name])  # type: ignore[arg-type] # classes are hashable
         if group and isinstance(value, dict):
-            value = build(group, value, default if isinstance(default, group) else None)
+            value = _built_group(field.name, group, value, default if isinstance(default, group) else None)
         if value is dataclasses.MISSING:
             raise UserError(f"{config_class.__name__} needs the key {field.name}")
         given[field.name] = value
     return config_class(**given)
+
+
+def _built_group(name: str, group: type, settings: Mapping[str, Any], base: Any) -> Any:
+    """Build a group; a complaint of the dataclass about its own key gets the group's name in front."""
+    try:
+        return build(group, settings, base)
+    except UserError as error:
+        if str(error).partition(" ")[0].split(".")[0] in hints_of(group):
+            raise UserError(f"{name}.{error}") from error
+        raise
 
 
 def _default(field: Any) -> Any:
