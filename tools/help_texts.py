@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import textwrap
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -11,6 +12,7 @@ from vavae.cli import COMMANDS
 
 FOLDER = Path(__file__).parents[1] / "src/vavae/help"
 _COLUMNS = "80"
+_HEADING = re.compile(r"^\S.*(\n\S.*)*$", re.MULTILINE)  # of a group; argparse does not wrap it
 # Rows of groups: our parser reads no file for a group, and has no help of one group.
 _OF_GROUPS = re.compile(r"^  --\S+(\.help| CONFIG)( .*)?\n( {24}.*\n)*", re.MULTILINE)
 
@@ -30,7 +32,11 @@ def text_of(name: str) -> str:
     parser.add_argument("--config", metavar="RECIPE", help=recipe)
     parser.add_argument("--print_config", action="store_true", help="Print the resolved recipe and exit.")
     parser.add_class_arguments(importlib.import_module(f"vavae.{command.module}").Config)
-    return _OF_GROUPS.sub("", parser.format_help())
+    return _HEADING.sub(_wrapped, _OF_GROUPS.sub("", parser.format_help()))
+
+
+def _wrapped(heading: re.Match[str]) -> str:
+    return textwrap.fill(heading[0], int(_COLUMNS), break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":
