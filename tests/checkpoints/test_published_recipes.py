@@ -265,7 +265,7 @@ def test_value_out_of_range_names_the_file(tmp_path: Path, capsys: pytest.Captur
     values["model"]["class_dropout_prob"] = 2.0
     source.write_text(yaml.safe_dump(values))
     assert run(["convert", str(source), str(tmp_path / "ours.yaml")]) == 2
-    assert f"{source}: label_dropout must be from 0 to 1, got 2.0" in capsys.readouterr().err
+    assert f"{source}: transformer.label_dropout must be from 0 to 1, got 2.0" in capsys.readouterr().err
     assert not (tmp_path / "ours.yaml").exists()
 
 
