@@ -74,6 +74,7 @@ def test_alignment_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = of(recipe, tmp_path)
     assert "assumed to have 1024 channels" in " ".join(found.notes) and sum(found.frozen.values()) == 0
     task = train_dit.TransformerTask(recipe, LatentDataset(recipe.latents), Tokenizer.from_pretrained(recipe.tokenizer))
+    task.prepare()
     assert task.alignment is not None
     wide = Projectors(task.alignment.config, task.transformer.config, [1024])  # the tiny teacher has 6
     assert found.parameters["projectors.projectors"] == sum(p.numel() for p in wide.parameters())

@@ -45,7 +45,9 @@ def _teacher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def task_of(recipe: train_dit.Config) -> TransformerTask:
-    return TransformerTask(recipe, LatentDataset(recipe.latents), Tokenizer.from_pretrained(recipe.tokenizer))
+    task = TransformerTask(recipe, LatentDataset(recipe.latents), Tokenizer.from_pretrained(recipe.tokenizer))
+    task.prepare()
+    return task
 
 
 @pytest.mark.parametrize("flip", [True, False])

@@ -46,6 +46,15 @@ def test_features_on_disk_and_in_memory_agree(tmp_path: Path) -> None:
     assert train(tmp_path / "memory", "--teacher.features_on_device=false") == in_memory
 
 
+def test_missing_starting_weights_are_noticed_before_features_are_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert run(["train-tokenizer", *SMALL, f"--output={folder}", "--initial=nowhere"]) == 2
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+    assert not (folder / "teacher-features").exists()
+
+
 @pytest.mark.usefixtures("estimates")
 def test_memory_estimate_includes_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TokenizerCosts, "step_bytes", lambda self, images: 1000)  # of the networks
@@ -60,7 +69,9 @@ def test_memory_estimate_includes_features(tmp_path: Path, monkeypatch: pytest.M
             objective=ObjectiveConfig(adversarial=AdversarialConfig(enabled=False)),
             teacher=train_tokenizer.TeacherConfig(cache_features=True, features_on_device=kept),
         )
-        sizes.append(train_tokenizer.TokenizerTask(config, source, tmp_path).step_bytes(4))
+        task = train_tokenizer.TokenizerTask(config, source, tmp_path)
+        task.prepare()
+        sizes.append(task.step_bytes(4))
     assert sizes[0] > 1000 and sizes[1] - sizes[0] == 40 * 6 * 8 * 8 * 2  # float16
 
 

@@ -133,6 +133,7 @@ def test_cached_features_equal_those_of_the_crops(images: Path, asked: list[dict
     )
     source = data.open("train")
     task = train_tokenizer.TokenizerTask(config, source, tmp_path)
+    task.prepare()
     assert task.features is not None
     crops = np.stack([np.asarray(center_crop(source.image(i), (HEIGHT, WIDTH))) for i in (3, 17)])
     # A patch of 4 of an input of 12 x 20 is one of 8 x 8 pixels of the image: 3 x 5 of them, on latents of 6 x 10.

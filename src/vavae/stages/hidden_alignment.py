@@ -270,12 +270,17 @@ class HiddenAlignment:
         if config.teachers[0].cache_features:
             name = f"{images} at {format_size(self._size)}{' and mirrored' if mirrored else ''}"
             listed = name, len(source) * (2 if mirrored else 1), self._variants
-            self._caches = [
-                keep_features(recipe, teacher, shape.grid, listed, folder, device, world, self._workers)
-                for recipe, teacher in zip(config.teachers, self.teachers, strict=True)
-            ]
+            self._keep = partial(
+                keep_features, grid=shape.grid, images=listed, folder=folder, device=device, world=world
+            )
         elif len(source) * 3 * num_pixels(self._size) <= IN_MEMORY_BYTES:
             self._source = InMemoryImages(source, self._size, self._workers)
+
+    def prepare(self) -> None:
+        """Compute the features that are kept; all processes call it."""
+        if self.config.teachers[0].cache_features:
+            pairs = zip(self.config.teachers, self.teachers, strict=True)
+            self._caches = [self._keep(recipe, teacher, workers=self._workers) for recipe, teacher in pairs]
 
     def _variants(self, numbers: Tensor) -> Tensor:
         """Return images (n, 3, H, W) in [-1, 1]; numbers in the second half are those of mirrored images."""

@@ -155,6 +155,10 @@ class TransformerTask(TrainingTask):
             self.modules = {**self.modules, "projectors": self.alignment.projectors}
         self._model = compile_network(self.transformer, list(self.transformer.blocks), config.compile)
 
+    def prepare(self) -> None:
+        if self.alignment is not None:
+            self.alignment.prepare()
+
     def begin(self) -> str | None:
         if self.config.initial is None:
             return None

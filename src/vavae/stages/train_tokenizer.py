@@ -122,7 +122,7 @@ class TokenizerTask(TrainingTask):
         for module in (self.autoencoder, self.objective):
             module.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.modules: Mapping[str, nn.Module] = {"autoencoder": self.autoencoder, "objective": self.objective}
-        self.features = self._cached_features(folder)
+        self.features: FeatureCache | None = None
         if config.compile:
             compile_tokenizer(self.autoencoder, self.objective)
 
@@ -130,6 +130,9 @@ class TokenizerTask(TrainingTask):
         if self.config.initial is None:
             return None
         return load_initial(self.config.initial, self.autoencoder, self.objective)
+
+    def prepare(self) -> None:
+        self.features = self._cached_features()
 
     @property
     def needs_teacher(self) -> bool:
@@ -161,7 +164,7 @@ class TokenizerTask(TrainingTask):
         assert self.teacher is not None
         return config.representation.build(self.teacher)
 
-    def _cached_features(self, folder: Path) -> FeatureCache | None:
+    def _cached_features(self) -> FeatureCache | None:
         """Return the features of all images, or the latents that they are; None if they are not kept."""
         config = self.config
         if self.teacher is None or not config.teacher.cache_features:
@@ -171,7 +174,7 @@ class TokenizerTask(TrainingTask):
         images = f"{self.world.once(self.source.fingerprint)} at {format_size(config.data.size)}"
         listed = images, len(self.source), partial(load_images, self.source, size=config.data.size)
         grid, workers = self.feature_grid, config.data.workers
-        return keep_features(config.teacher, teacher, grid, listed, folder, self.device, self.world, workers)
+        return keep_features(config.teacher, teacher, grid, listed, self._folder, self.device, self.world, workers)
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
         return optimizers(self.config, saved_part(self.autoencoder), self.objective)

@@ -75,6 +75,13 @@ class TrainingTask(ABC):
         """Write a picture of what the modules named in `averaged` produce with these state dicts."""
         return
 
+    def prepare(self) -> None:
+        """Compute what every step needs, such as a teacher's features, once the starting weights have been read.
+
+        All processes call it.
+        """
+        return
+
     def prepare_validation(self) -> None:
         """Open what `validate` needs; called before the first step, so that missing files are reported early."""
         return

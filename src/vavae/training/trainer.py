@@ -138,6 +138,7 @@ class Trainer:
         # Resume
         self._resume(self._found)
         self._checkpoints.tidy(self._checked)
+        self.task.prepare()
         if self._finished:
             return
 
