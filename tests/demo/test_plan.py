@@ -29,7 +29,7 @@ def test_quick_run_without_alignment_differs_where_it_says() -> None:
     own = config.tokenizer(UNALIGNED)
     assert not own.objective.alignment.enabled
     assert (own.training.images, own.training.seed, own.training.log_images) == (512, 3, 128)
-    assert own.optimizer.schedule.warmup_images == 25 and own.optimizer.learning_rate == 1.2e-3
+    assert own.optimizer.schedule.warmup_images == 25 and own.optimizer.learning_rate == 3.0e-3
     assert (own.teacher.name, own.teacher.input_size, own.data.size) == ("mae-base", None, 64)
     transformer = config.transformer(UNALIGNED).transformer
     assert (transformer.width, transformer.depth, transformer.heads) == (128, 3, 2)

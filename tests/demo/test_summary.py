@@ -25,7 +25,7 @@ def test_findings(make_report: Callable[..., DemoReport]) -> None:
         "uses AlexNet, not VGG-16 as published. LPIPS is measured with VGG-16.",
     ]
     later = summary.findings(Config(), report.runs[0], report.reference[0])
-    assert "saw 12,288 latents; published" in later[1]
+    assert "saw 8,192 latents; published" in later[1]
 
 
 def test_headline(make_report: Callable[..., DemoReport]) -> None:

@@ -21,10 +21,10 @@ SAMPLING = SamplingConfig(steps=25, shift=0.3, guidance_scale=3.0, guidance_star
 class Budget:
     """How much work the demo does."""
 
-    train_images: int = 1600  # largest number of training images
+    train_images: int = 1000  # largest number of training images
     test_images: int = 400  # largest number of test images
-    tokenizer_images: int = 6_144  # images that the tokenizer sees
-    generator_images: int = 12_288  # latents that the transformer sees
+    tokenizer_images: int = 3_584  # images that the tokenizer sees
+    generator_images: int = 8_192  # latents that the transformer sees
     width: int = 192  # of the transformer
     depth: int = 6  # of the transformer
     samples: int = 400  # samples for the Fréchet distance
