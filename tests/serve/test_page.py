@@ -4,14 +4,14 @@ import json
 import math
 import os
 import re
-import signal
 import socket
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from children import CONTEXT
 from PIL import Image
 
 from vavae.cli import run
 from vavae.data import demo_pixels
 from vavae.errors import UserError
 from vavae.models import Generator, SamplingConfig
+from vavae.serve.again import with_text
 from vavae.serve.server import free_port, known_hosts, launch
 from vavae.serve.studio import Studio
 
@@ -388,24 +390,37 @@ def test_page_loads_nothing_from_other_machines(client: Any) -> None:
     assert client.config["stylesheets"] == []  # web fonts would be listed here
 
 
+def serve(folder: str) -> None:
+    """Run the command in this process, a new one, behind a proxy; write its output to files."""
+    os.environ.update(http_proxy="http://192.0.2.1:1", no_proxy="")
+    tempfile.tempdir = folder
+    files = Path(folder, "out").open("w", buffering=1), Path(folder, "error").open("w")  # noqa: SIM115
+    with redirect_stdout(files[0]), redirect_stderr(files[1]):
+        sys.exit(run(["serve", "--device", "cpu", "--allowed_hosts", "lab.example"]))
+
+
 def test_command_serves_until_a_signal(tmp_path: Path) -> None:
     """The page works with a proxy in the environment and under an allowed name; uploads are removed at the end.
 
     The test of the README ends it by Ctrl-C.
     """
-    command = [sys.executable, "-m", "vavae", "serve", "--device", "cpu", "--allowed_hosts", "lab.example"]
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "http_proxy": "http://192.0.2.1:1", "no_proxy": ""}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    out = tmp_path / "out"
+    process = CONTEXT.Process(target=serve, args=(str(tmp_path),))
+    process.start()
+    while process.is_alive() and not (out.exists() and "\n" in out.read_text()):
+        time.sleep(0.05)
     try:
-        line = process.stdout.readline()  # type: ignore[union-attr]
-        address = re.fullmatch(r"demo: (http://127\.0\.0\.1:\d+/)\n", line)[1]  # type: ignore[index]
+        line = out.read_text().splitlines()[0]
+        address = re.fullmatch(r"demo: (http://127\.0\.0\.1:\d+/)", line)[1]  # type: ignore[index]
         for host, status in (("lab.example", 200), ("evil.example", 421)):
             answer = httpx.get(f"{address}config", headers={"Host": host}, trust_env=False, timeout=60)
             assert answer.status_code == status
+        assert len(list(tmp_path.glob("vavae-serve-*"))) == 1
     finally:
-        process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 0, error
+        process.terminate()
+        process.join(60)
+    error = (tmp_path / "error").read_text()
+    assert process.exitcode == 0, error
     assert "Traceback" not in error
     assert not list(tmp_path.glob("vavae-serve-*"))
 
@@ -459,3 +474,11 @@ def test_contrast_of_white_letters(name: str) -> None:
     assert ours.button_primary_text_color == ours.button_primary_text_color_dark == "white"
     color = getattr(ours, getattr(ours, name).removeprefix("*"))
     assert 1.05 / (luminance(color) + 0.05) >= 4.5
+
+
+def test_text_is_in_the_file_of_the_page(tmp_path: Path) -> None:
+    from gradio.processing_utils import save_pil_to_cache
+
+    made = with_text(demo_pixels("test")[0], seed=5, name="Straße")
+    with Image.open(save_pil_to_cache(made, str(tmp_path), format="png")) as image:
+        assert json.loads(image.text["vavae"]) == {"seed": 5, "name": "Straße"}  # type: ignore[attr-defined]
