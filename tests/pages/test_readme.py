@@ -1,20 +1,13 @@
 """The blocks of the README work in the order of reading; test_core_install.py runs the installed wheel."""
 
-import contextlib
-import io
-import os
 import re
 import shlex
-import signal
 import subprocess
-import threading
-import time
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import free_port
 from PIL import Image
 
 from vavae.cli import run
@@ -33,16 +26,6 @@ SHORTER = {
 ELSEWHERE = "imagenet256/"  # needs ImageNet; test_docs.py resolves these commands
 
 
-def stop_when_ready(printed: io.StringIO) -> None:
-    """Press Ctrl-C when the page's command has printed its address."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        if "http://127.0.0.1:" in printed.getvalue():
-            os.kill(os.getpid(), signal.SIGINT)
-            return
-        time.sleep(0.05)
-
-
 def command(line: str) -> str | None:
     """Return a line of a shell block as a short command of vavae; check other lines, and return None."""
     if ELSEWHERE in line or line.startswith(("python3 -m venv", "source ")):
@@ -57,14 +40,12 @@ def command(line: str) -> str | None:
         return None
     assert line.startswith("vavae "), line
     if line == "vavae serve":
-        return f"{line} --port {free_port()}"  # another test may take the first free one at this moment
+        return None  # tests/serve/test_page.py, which loads gradio anyway, runs this line
     return f"{line} {next((SHORTER[start] for start in SHORTER if line.startswith(start)), '')}"
 
 
 def test_blocks_in_the_order_of_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))  # the page's command sets them
     for number in range(40):
         path = tmp_path / ("my-images/cats/tom.jpg" if number == 0 else f"my-images/{number % 2}s/{number}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,14 +54,11 @@ def test_blocks_in_the_order_of_reading(tmp_path: Path, monkeypatch: pytest.Monk
     assert [kind for kind, _ in blocks].count("bash") >= 4
     for kind, block in blocks:
         if kind == "python":
-            exec(compile(block, "README.md", "exec"), {})
+            exec(compile(block.replace("steps=50", "steps=4"), "README.md", "exec"), {})
             continue
         for line in filter(None, block.replace("\\\n", " ").splitlines()):
             if text := command(line.partition(" #")[0].strip()):
-                with contextlib.redirect_stdout(io.StringIO()) as printed:
-                    if text.startswith("vavae serve"):
-                        threading.Thread(target=stop_when_ready, args=(printed,), daemon=True).start()
-                    assert run(shlex.split(text)[1:]) == 0, text
+                assert run(shlex.split(text)[1:]) == 0, text
     assert np.asarray(Image.open("samples/grid.png")).std() > 0
     assert np.asarray(Image.open("runs/small/samples/grid.png")).std() > 0
     assert Image.open("cat.png").size == Image.open("sample.png").size == (32, 32)

@@ -1,9 +1,11 @@
 """`vavae serve`: answers to requests, refusals, and the end of the command."""
 
+import io
 import json
 import math
 import os
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -21,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from children import CONTEXT
+from launching import free_port as unused_port
 from PIL import Image
 
 from vavae.cli import run
@@ -400,10 +403,7 @@ def serve(folder: str) -> None:
 
 
 def test_command_serves_until_a_signal(tmp_path: Path) -> None:
-    """The page works with a proxy in the environment and under an allowed name; uploads are removed at the end.
-
-    The test of the README ends it by Ctrl-C.
-    """
+    """The page works with a proxy in the environment and under an allowed name; uploads are removed at the end."""
     out = tmp_path / "out"
     process = CONTEXT.Process(target=serve, args=(str(tmp_path),))
     process.start()
@@ -423,6 +423,30 @@ def test_command_serves_until_a_signal(tmp_path: Path) -> None:
     assert process.exitcode == 0, error
     assert "Traceback" not in error
     assert not list(tmp_path.glob("vavae-serve-*"))
+
+
+class Printed(io.StringIO):
+    """Output of the command, which Ctrl-C ends half a second after it names its address."""
+
+    def write(self, text: str) -> int:
+        if "http://127.0.0.1:" in text:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return super().write(text)
+
+
+def test_command_of_the_readme_ends_by_ctrl_c(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It closes its own page only."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # the command sets them
+    (line,) = re.findall(r"^vavae (serve.*?) +#", (Path(__file__).parents[2] / "README.md").read_text(), re.MULTILINE)
+    with redirect_stdout(Printed()) as printed:
+        assert run([*line.split(), "--port", str(unused_port())]) == 0
+    address = re.findall(r"^demo: (http.*)$", printed.getvalue(), re.MULTILINE)[0]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address, trust_env=False)
+    assert httpx.get(f"{client.src}config", trust_env=False).status_code == 200
+    assert not list(tmp_path.iterdir())
 
 
 def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
