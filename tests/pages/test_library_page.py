@@ -96,5 +96,5 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {name: [r.value for r in names["records"] if r.name == name] for name in ("PSNR", "LPIPS")}
     assert values["PSNR"][1] > values["PSNR"][0] + 3 > 13  # the package's tokenizer, and one trained for seconds
     assert values["LPIPS"][1] < 0.1
-    assert names["logged"][-1]["alignment"] < names["logged"][0]["alignment"]
+    assert names["logged"][-1]["alignment"] < 0.95 * names["logged"][0]["alignment"]  # without training 0.997
     assert names["samples"].shape == (8, 3, 32, 32) and names["samples"].std() > 0.3
