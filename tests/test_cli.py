@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from children import CONTEXT
 from help_texts import text_of
 from PIL import Image
 
@@ -319,27 +321,33 @@ def test_other_gloo_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
         run(["doctor"])
 
 
+def write_to_a_full_disk(errors: str) -> None:
+    """Run the program in this process, a new one, with a command that writes as TensorBoard does."""
+    from tensorboard.summary.writer import event_file_writer
+
+    from vavae import cli
+    from vavae.commands import doctor
+
+    def write(config: object) -> None:
+        writer = event_file_writer._AsyncWriter(Path("/dev/full").open("wb", buffering=0))  # noqa: SIM115
+        writer.write(b"x")
+        writer._worker.join()
+        writer.write(b"x")
+
+    doctor.run = write
+    sys.argv = ["vavae", "doctor"]
+    with Path(errors).open("w") as file, redirect_stderr(file):
+        cli.main()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_full_disk_in_the_thread_of_tensorboard(tmp_path: Path) -> None:
-    program = """
-import sys
-from tensorboard.summary.writer import event_file_writer
-from vavae import cli
-from vavae.commands import doctor
-
-def run(config):
-    writer = event_file_writer._AsyncWriter(open("/dev/full", "wb", buffering=0))
-    writer.write(b"x")
-    writer._worker.join()
-    writer.write(b"x")
-
-doctor.run = run
-cli.main()
-"""
-    done = subprocess.run([sys.executable, "-c", program, "doctor"], capture_output=True, text=True)
+    child = CONTEXT.Process(target=write_to_a_full_disk, args=(str(tmp_path / "errors"),))
+    child.start()
+    child.join()
     message = "vavae: No space left on device: while reading or writing; finished work is kept"
-    assert done.returncode == 1 and set(done.stderr.splitlines()) == {message}
+    assert child.exitcode == 1 and set((tmp_path / "errors").read_text().splitlines()) == {message}
 
 
 def test_interrupt_during_an_import(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

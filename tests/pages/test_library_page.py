@@ -20,9 +20,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_python(page: str, names: dict[str, Any]) -> str:
-    """Run the page's blocks in order with shared names; return the output."""
+    """Run the page's blocks in order with shared names, but small images in the feature network; return the output."""
     printed = io.StringIO()
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+    text = (ROOT / page).read_text().replace("teacher:dinov2-small-focus@112", "teacher:dinov2-small-focus@28")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         with contextlib.redirect_stdout(printed):
             exec(compile(block, page, "exec"), names)
     return printed.getvalue()
@@ -70,7 +71,14 @@ def test_functions_of_library_page_take_their_examples(monkeypatch: pytest.Monke
 
 
 # What makes the tour shorter.
-SHORTER = {'"images": 256, "batch_size": 64': '"images": 32, "batch_size": 16', '"limit": 96': '"limit": 48'}
+SHORTER = {
+    '"images": 384': '"images": 160',
+    '"images": 256, "batch_size": 64': '"images": 32, "batch_size": 16',
+    '"limit": 96': '"limit": 48',
+    '"objective.perceptual.weight": 0,': '"objective.perceptual.weight": 0, "teacher.input_size": 28,',
+    "teacher_size=112": "teacher_size=28",
+    'output_type="pt")': 'output_type="pt", steps=8)',
+}
 
 
 @pytest.mark.slow
@@ -79,14 +87,14 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")
     cells = json.loads((ROOT / "docs/notebooks/tour.ipynb").read_text())["cells"]
     names: dict[str, Any] = {}
-    for number, cell in enumerate(cells):
-        if cell["cell_type"] == "code":
-            source = "".join(cell["source"])
-            for long, short in SHORTER.items():
-                source = source.replace(long, short)
-            exec(compile(source, f"cell {number}", "exec"), names)
+    sources = {number: "".join(cell["source"]) for number, cell in enumerate(cells) if cell["cell_type"] == "code"}
+    for long, short in SHORTER.items():
+        assert any(long in source for source in sources.values()), long
+        sources = {number: source.replace(long, short) for number, source in sources.items()}
+    for number, source in sources.items():
+        exec(compile(source, f"cell {number}", "exec"), names)
     values = {name: [r.value for r in names["records"] if r.name == name] for name in ("PSNR", "LPIPS")}
     assert values["PSNR"][1] > values["PSNR"][0] + 3 > 13  # the package's tokenizer, and one trained for seconds
     assert values["LPIPS"][1] < 0.1
-    assert names["logged"][-1]["alignment"] < names["logged"][0]["alignment"]
+    assert names["logged"][-1]["alignment"] < 0.95 * names["logged"][0]["alignment"]  # without training 0.997
     assert names["samples"].shape == (8, 3, 32, 32) and names["samples"].std() > 0.3

@@ -1,6 +1,5 @@
 """The command, the code and the text in the PNG make the images of the page again."""
 
-import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import vavae
 from vavae.cli import run
 from vavae.data import demo_pixels
 from vavae.models import Generator, SamplingConfig
-from vavae.serve.again import changes, described, image_code, sample_code, sample_command, seeds_code, with_text
+from vavae.serve.again import changes, described, image_code, sample_code, sample_command, seeds_code
 from vavae.serve.studio import Studio
 
 FEW = SamplingConfig(steps=4, guidance_scale=2.0, guidance_start=0.1)
@@ -60,14 +59,6 @@ def test_code_of_images_and_seeds(studio: Studio, tmp_path: Path, monkeypatch: p
     exec(seeds_code("demo", 4, (0, 1), 2, FEW), names)
     np.testing.assert_array_equal(names["images"], studio.between_seeds(4, 0, 1, 2, FEW))
     assert "vavae.Tokenizer" in image_code("demo", "Tokenizer", 32)
-
-
-@pytest.mark.slow
-def test_text_is_in_the_file_of_the_page(tmp_path: Path) -> None:
-    processing = pytest.importorskip("gradio.processing_utils")
-    made = with_text(demo_pixels("test")[0], seed=5, name="Straße")
-    with Image.open(processing.save_pil_to_cache(made, str(tmp_path), format="png")) as image:
-        assert json.loads(image.text["vavae"]) == {"seed": 5, "name": "Straße"}  # type: ignore[attr-defined]
 
 
 def test_line_names_seed_and_settings() -> None:

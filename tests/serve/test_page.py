@@ -1,17 +1,19 @@
 """`vavae serve`: answers to requests, refusals, and the end of the command."""
 
+import io
 import json
 import math
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,15 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from children import CONTEXT
+from launching import free_port as unused_port
 from PIL import Image
 
 from vavae.cli import run
 from vavae.data import demo_pixels
 from vavae.errors import UserError
 from vavae.models import Generator, SamplingConfig
+from vavae.serve.again import with_text
 from vavae.serve.server import free_port, known_hosts, launch
 from vavae.serve.studio import Studio
 
@@ -388,26 +393,60 @@ def test_page_loads_nothing_from_other_machines(client: Any) -> None:
     assert client.config["stylesheets"] == []  # web fonts would be listed here
 
 
-def test_command_serves_until_a_signal(tmp_path: Path) -> None:
-    """The page works with a proxy in the environment and under an allowed name; uploads are removed at the end.
+def serve(folder: str) -> None:
+    """Run the command in this process, a new one, behind a proxy; write its output to files."""
+    os.environ.update(http_proxy="http://192.0.2.1:1", no_proxy="")
+    tempfile.tempdir = folder
+    files = Path(folder, "out").open("w", buffering=1), Path(folder, "error").open("w")  # noqa: SIM115
+    with redirect_stdout(files[0]), redirect_stderr(files[1]):
+        sys.exit(run(["serve", "--device", "cpu", "--allowed_hosts", "lab.example"]))
 
-    The test of the README ends it by Ctrl-C.
-    """
-    command = [sys.executable, "-m", "vavae", "serve", "--device", "cpu", "--allowed_hosts", "lab.example"]
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "http_proxy": "http://192.0.2.1:1", "no_proxy": ""}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+def test_command_serves_until_a_signal(tmp_path: Path) -> None:
+    """The page works with a proxy in the environment and under an allowed name; uploads are removed at the end."""
+    out = tmp_path / "out"
+    process = CONTEXT.Process(target=serve, args=(str(tmp_path),))
+    process.start()
+    while process.is_alive() and not (out.exists() and "\n" in out.read_text()):
+        time.sleep(0.05)
     try:
-        line = process.stdout.readline()  # type: ignore[union-attr]
-        address = re.fullmatch(r"demo: (http://127\.0\.0\.1:\d+/)\n", line)[1]  # type: ignore[index]
+        line = out.read_text().splitlines()[0]
+        address = re.fullmatch(r"demo: (http://127\.0\.0\.1:\d+/)", line)[1]  # type: ignore[index]
         for host, status in (("lab.example", 200), ("evil.example", 421)):
             answer = httpx.get(f"{address}config", headers={"Host": host}, trust_env=False, timeout=60)
             assert answer.status_code == status
+        assert len(list(tmp_path.glob("vavae-serve-*"))) == 1
     finally:
-        process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 0, error
+        process.terminate()
+        process.join(60)
+    error = (tmp_path / "error").read_text()
+    assert process.exitcode == 0, error
     assert "Traceback" not in error
     assert not list(tmp_path.glob("vavae-serve-*"))
+
+
+class Printed(io.StringIO):
+    """Output of the command, which Ctrl-C ends half a second after it names its address."""
+
+    def write(self, text: str) -> int:
+        if "http://127.0.0.1:" in text:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return super().write(text)
+
+
+def test_command_of_the_readme_ends_by_ctrl_c(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It closes its own page only."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # the command sets them
+    (line,) = re.findall(r"^vavae (serve.*?) +#", (Path(__file__).parents[2] / "README.md").read_text(), re.MULTILINE)
+    with redirect_stdout(Printed()) as printed:
+        assert run([*line.split(), "--port", str(unused_port())]) == 0
+    address = re.findall(r"^demo: (http.*)$", printed.getvalue(), re.MULTILINE)[0]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address, trust_env=False)
+    assert httpx.get(f"{client.src}config", trust_env=False).status_code == 200
+    assert not list(tmp_path.iterdir())
 
 
 def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
@@ -459,3 +498,11 @@ def test_contrast_of_white_letters(name: str) -> None:
     assert ours.button_primary_text_color == ours.button_primary_text_color_dark == "white"
     color = getattr(ours, getattr(ours, name).removeprefix("*"))
     assert 1.05 / (luminance(color) + 0.05) >= 4.5
+
+
+def test_text_is_in_the_file_of_the_page(tmp_path: Path) -> None:
+    from gradio.processing_utils import save_pil_to_cache
+
+    made = with_text(demo_pixels("test")[0], seed=5, name="Straße")
+    with Image.open(save_pil_to_cache(made, str(tmp_path), format="png")) as image:
+        assert json.loads(image.text["vavae"]) == {"seed": 5, "name": "Straße"}  # type: ignore[attr-defined]

@@ -69,8 +69,6 @@ def run(config: Config) -> None:
         # gradio checks that its own page answers, which must not pass through a proxy.
         for name in ("no_proxy", "NO_PROXY"):
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1,::1", config.host]))
-        import gradio
-
         page = build(config)
         launch(page, config.host, port, config.allowed_hosts)
         try:
@@ -79,7 +77,7 @@ def run(config: Config) -> None:
         except KeyboardInterrupt:
             return
         finally:
-            gradio.close_all()
+            page.close()
 
 
 def build(config: Config) -> Any:
