@@ -32,7 +32,7 @@ def run(stage: str, folder: Path, data: Path, kill: tuple[int, int] = (0, -1)) -
     ("stage", "signals"),
     [
         ("transformer", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL]),
-        ("joint", [signal.SIGKILL, signal.SIGTERM]),
+        ("joint", [signal.SIGKILL]),
     ],
 )
 def test_repeatedly_killed_run_ends_bit_identical(
