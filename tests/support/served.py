@@ -5,24 +5,20 @@ A child would search all that it inherits, and so copy its memory.
 
 import gc
 import os
+from importlib import import_module
+
+# Training and `workers` import the last ones late: together they take longer than a tiny run.
+_MODULES = ["workers", "evaluate_models", "frontier_grid", "huggingface_hub.repocard", "pytest", "torch._dynamo"]
+_MODULES += ["torch.distributed.checkpoint", "torch.distributed.fsdp"]
 
 gc.disable()
-
-# Training and `workers` import these late: together they take longer than a tiny run.
-import huggingface_hub.repocard
-import pytest
-import torch._dynamo
-import torch.distributed.checkpoint
-import torch.distributed.fsdp
-import tiny_commands
-import workers
-
-from vavae.data.sources import demo_pixels
+for name in _MODULES:
+    import_module(name)
+for split in ("train", "test"):
+    import_module("vavae.data.sources").demo_pixels(split)
+gc.freeze()
+gc.enable()
 
 _, _, path = os.environ.pop("PYTHONPATH").partition(os.pathsep)  # which Child.start extended
 if path:
     os.environ["PYTHONPATH"] = path
-demo_pixels("train")
-demo_pixels("test")
-gc.freeze()
-gc.enable()
