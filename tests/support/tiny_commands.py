@@ -60,8 +60,7 @@ def _encoding(folder: Path, inputs: Path) -> encode.Config:
 
 
 def _grid(folder: Path, inputs: Path) -> Any:
-    small = ["--tokenizer.tokenizer.base_channels=8", "--measure.latents=31", "--measure.reconstructions=4"]
-    return frontier_grid.grid_config(folder, *frontier_grid.ONE, *small, "--kinds", "[tokenizer,generator]")
+    return frontier_grid.grid_config(folder, *frontier_grid.ONE, "--kinds", "[tokenizer,generator]")
 
 
 COMMANDS: dict[str, Callable[[Path, Path], Any]] = {
