@@ -5,6 +5,7 @@ preloads installed modules only, and children import the tests' modules themselv
 """
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ def run_child(
 
     Runs do not estimate what they need.
     """
+    gc.freeze()  # what the server has imported is not searched for garbage, which would copy it
     os.environ.clear()
     os.environ.update(environment)
     with errors.open("wb") as file:
