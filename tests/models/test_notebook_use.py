@@ -192,7 +192,7 @@ def test_all_parts_move_to_a_device() -> None:
     """The weak model too, and a network of which one part was moved by hand before."""
     generator = make_generator().with_weak_model(make_generator(2))
     assert generator.weak_model is not None
-    generator.transformer.blocks.to("meta")
+    generator.tokenizer.autoencoder.encoder.to("meta")
     generator.to("meta")
     for model in (generator, generator.weak_model):
         for network in (model.transformer, model.tokenizer.autoencoder):
