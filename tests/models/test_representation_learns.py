@@ -85,4 +85,5 @@ def test_decoder_beats_the_linear_one_and_noise_training_helps_under_noise() -> 
     clean = quality(plain.decode(held_out.latents), held_out)
     assert clean > best_linear > mean
     assert clean - quality(robust.decode(held_out.latents), held_out) < 1.5
-    assert quality(robust.decode(noisy), held_out) > quality(plain.decode(noisy), held_out)
+    # By 0.96 dB; by 0.55 without the noise, since it is trained for fewer steps.
+    assert quality(robust.decode(noisy), held_out) > quality(plain.decode(noisy), held_out) + 0.75
