@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run failed or was interrupted, 2 bad input.
 
 import atexit
 import errno
+import gc
 import importlib
 import io
 import os
@@ -99,8 +100,14 @@ def _machine_fault(error: BaseException) -> str | None:
     return f"{os.strerror(number)}: {error.filename or 'while reading or writing'}; finished work is kept"
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command line (without the program's name) and return its exit code."""
+def run(arguments: Sequence[str], own_process: bool = False) -> int:
+    """Run one command line (without the program's name) and return its exit code.
+
+    Args:
+        arguments: The command line.
+        own_process: Whether the process does nothing else. Then modules are left out of the search for garbage, which
+            would take an eighth of the time of the imports.
+    """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if arguments else 2
@@ -118,9 +125,14 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with interrupted_by_signals():
             with signals_later():  # an import that is interrupted half-way, such as torch's, fails in its own ways
+                if own_process:
+                    gc.disable()
                 from vavae.config import parse_command_line
 
                 stage = importlib.import_module(f"vavae.{command.module}")
+                if own_process:
+                    gc.freeze()
+                    gc.enable()
             config = parse_command_line(stage.Config, rest, f"vavae {name}", command.positionals)
             stage.run(config)
     except UserError as error:
@@ -171,5 +183,5 @@ def main() -> None:
         # A group that failed is not destroyed, and its threads could abort an interpreter that ends normally.
         # Registered first, so called last.
         atexit.register(leave)
-    code = run(sys.argv[1:])
+    code = run(sys.argv[1:], own_process=True)
     sys.exit(code)

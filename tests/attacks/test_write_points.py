@@ -34,10 +34,15 @@ def drawn(rehearsal: Rehearsal) -> list[int]:
 
 
 def kinds(points: list[str]) -> list[int]:
-    """Return the number of the first point of each kind: numbers in names do not count, the point before does."""
-    first: dict[tuple[str, str], int] = {}
-    for number, kind in enumerate(pairwise(["", *(re.sub(r"[0-9a-f]{16}|\d+", "0", point) for point in points)]), 1):
-        first.setdefault(kind, number)
+    """Return the number of the first point of each kind: numbers in names do not count, the point before does.
+
+    A file that is opened twice is one point: only between the second one and the next is something written.
+    """
+    first: dict[tuple[str, ...], int] = {}
+    for number, (before, point) in enumerate(pairwise(["", *points]), 1):
+        if point != before:
+            kind = tuple(re.sub(r"[0-9a-f]{16}|\d+", "0", each) for each in (before, point))
+            first.setdefault(kind, number)
     return list(first.values())
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_files import SD_VAE, SMALL, SMALL_F16, autoencoder, golden_dit, same_weights
+from published_files import SD_VAE, SMALL, SMALL_F16, autoencoder, golden_dit, same_weights, weights
 from standin_hub import StandInHub
 
 from vavae.checkpoints.loading import load_autoencoder
@@ -22,7 +22,7 @@ def write_published(folder: Path, config: AutoencoderConfig = SMALL_F16, name: s
     """Write the three files of a published tokenizer; return the weights' path."""
     folder.mkdir(parents=True)
     channels = config.latent_channels
-    torch.save(autoencoder(config)[0].state_dict(), folder / f"{name}.pt")
+    torch.save(weights(config), folder / f"{name}.pt")
     torch.save(
         {"latents_scale": SCALE[:, :channels], "latents_bias": MEAN[:, :channels]}, folder / f"{name}-latents-stats.pt"
     )
@@ -63,7 +63,7 @@ def training_checkpoint(path: Path) -> None:
         norm = {"running_mean": torch.full((8,), mean), "running_var": torch.full((8,), 4.0)}
         return state | {f"bn.{name}": value for name, value in norm.items()}
 
-    content = {"model": transformer(1.0), "ema": transformer(2.0), "vae": autoencoder(SMALL)[0].state_dict()}
+    content = {"model": transformer(1.0), "ema": transformer(2.0), "vae": weights(SMALL)}
     torch.save(content | {"discriminator": {"main.0.weight": torch.zeros(2)}, "opt": {}, "steps": 5}, path)
 
 

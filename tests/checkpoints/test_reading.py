@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from published_files import SMALL_F16, VA_VAE, autoencoder, golden_dit, lightning_checkpoint
+from published_files import SMALL_F16, VA_VAE, autoencoder, golden_dit, lightning_checkpoint, weights
 from safetensors.torch import save_file
 
 from vavae.checkpoints import reading
@@ -46,7 +46,7 @@ class Bomb:
 @pytest.mark.parametrize("where", ["alone", "next to weights", "among weights", "statistics"])
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_code_in_a_pickle_does_not_run(where: str, legacy: bool, tmp_path: Path) -> None:
-    bomb, state = Bomb(tmp_path / "ran"), autoencoder(SMALL_F16)[0].state_dict()
+    bomb, state = Bomb(tmp_path / "ran"), weights(SMALL_F16)
     content = {
         "alone": bomb,
         "next to weights": {"state_dict": state, "callbacks": bomb},
@@ -110,7 +110,7 @@ def test_functions_of_torch_stay_unchanged(tmp_path: Path) -> None:
 
 
 def test_namespace_of_options_is_accepted(tmp_path: Path) -> None:
-    state = autoencoder(SMALL_F16)[0].state_dict()
+    state = weights(SMALL_F16)
     torch.save({"model": state, "args": argparse.Namespace(lr=1e-4)}, tmp_path / "a.pt")
     assert load_autoencoder(tmp_path / "a.pt").report.tensors == len(state)
 
@@ -119,7 +119,7 @@ def test_namespace_of_options_is_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
 def test_truncated_file_is_named(suffix: str, share: float, tmp_path: Path) -> None:
     path = tmp_path / f"cut{suffix}"
-    state = autoencoder(SMALL_F16)[0].state_dict()
+    state = weights(SMALL_F16)
     if suffix == ".pt":
         torch.save(state, path)
     else:
@@ -158,7 +158,7 @@ def test_weights_that_are_not_finite_are_named(value: float, tmp_path: Path) -> 
 
 def test_wrong_shapes_and_types_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
-    state = autoencoder(VA_VAE)[0].state_dict()
+    state = weights(VA_VAE)
     for name, value, message in [
         (
             "decoder.up.1.block.0.conv1.weight",
@@ -213,7 +213,7 @@ def test_archive_with_overlapping_parts_is_refused(tmp_path: Path) -> None:
 
 def test_tensor_larger_than_its_data_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pt"
-    state = autoencoder(SMALL_F16)[0].state_dict()
+    state = weights(SMALL_F16)
     state["quant_conv.weight"] = torch.zeros(1).expand(2**40)
     torch.save(state, path)
     assert "refused: quant_conv.weight claims 1,099,511,627,776 numbers, the file holds 1" in refusal(path)

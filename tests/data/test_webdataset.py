@@ -10,10 +10,12 @@ import shutil
 import subprocess
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
 import pytest
+from children import CONTEXT
 from picture_files import labeled, picture, png, write_tar
 from PIL import Image
 
@@ -153,11 +155,18 @@ def _same_pictures(images: WebDatasetImages) -> bool:
     return all(np.array_equal(np.asarray(images.image(i)), picture(i)) for i in range(len(images)))
 
 
-@pytest.mark.parametrize("method", [pytest.param("spawn", marks=pytest.mark.slow), "fork"])
-def test_shards_are_read_in_other_processes(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "context",
+    [
+        pytest.param(CONTEXT, marks=pytest.mark.slow, id="pickled"),
+        pytest.param(multiprocessing.get_context("fork"), id="fork"),
+    ],
+)
+def test_shards_are_read_in_other_processes(context: BaseContext, tmp_path: Path) -> None:
+    """In processes that get the images pickled, and in ones that share this process's open files."""
     images = WebDatasetImages(write_shards(tmp_path), cache=tmp_path / "cache")
     assert _same_pictures(images) and _same_pictures(pickle.loads(pickle.dumps(images)))
-    with multiprocessing.get_context(method).Pool(1 if method == "spawn" else 2) as pool:
+    with context.Pool(2) as pool:
         assert all(pool.map(_same_pictures, [images] * 2))
     assert _same_pictures(images)
 

@@ -149,7 +149,10 @@ def test_page_is_complete_and_self_contained(shared: Shared, tmp_path: Path, mon
     for number, job in enumerate(real_grid(config).jobs):
         if found.read(job.result) is None:
             found.write(job.result, invented(job, number))
+    draft = tmp_path / ".table2.csv.0123456789abcdef.tmp"
+    draft.touch()
     assert here_from(config, monkeypatch)[0] == 0
+    assert not draft.exists()  # a killed call's
     html = (tmp_path / "frontier.html").read_text()
     page = Page(html)
     assert all(source.startswith(("data:", "#")) for source in page.sources)

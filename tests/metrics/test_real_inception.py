@@ -18,7 +18,7 @@ ARCHIVE = load_file(Path(__file__).with_name("golden.safetensors"))["inception.s
 def distance(train: torch.Tensor, test: torch.Tensor) -> float:
     moments = []
     for features in (train, test):
-        moments.append(RunningMoments(2048))
+        moments.append(RunningMoments(features.shape[1]))
         for part in features.split(5):
             moments[-1].update(part)
     return moments[0].distance(moments[1])
@@ -43,5 +43,6 @@ def test_network_gives_stored_features(real_network):
     }
     for split, features in fresh.items():
         torch.testing.assert_close(features, stored[split][:2], rtol=0, atol=1e-4)
-    expected = distance(stored["train"][:2], stored["test"][:2])
-    assert distance(fresh["train"], fresh["test"]) == pytest.approx(expected, rel=1e-5)
+    # Of every fourth feature, since 2048 dimensions take seconds.
+    expected = distance(stored["train"][:2, ::4], stored["test"][:2, ::4])
+    assert distance(fresh["train"][:, ::4], fresh["test"][:, ::4]) == pytest.approx(expected, rel=1e-5)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluate_models import make_generator
 from PIL import Image
 from torch import nn
 
@@ -185,6 +186,17 @@ def test_a_folder_whose_path_is_not_utf8_is_refused(generator: Generator, tmp_pa
     (tmp_path / "plain").rename(folder)
     with pytest.raises(UserError, match="its path must be UTF-8"):
         Generator.from_pretrained(folder)
+
+
+def test_all_parts_move_to_a_device() -> None:
+    """The weak model too, and a network of which one part was moved by hand before."""
+    generator = make_generator().with_weak_model(make_generator(2))
+    assert generator.weak_model is not None
+    generator.tokenizer.autoencoder.encoder.to("meta")
+    generator.to("meta")
+    for model in (generator, generator.weak_model):
+        for network in (model.transformer, model.tokenizer.autoencoder):
+            assert all(tensor.is_meta for tensor in (*network.parameters(), *network.buffers()))
 
 
 def test_an_unknown_device_is_refused() -> None:

@@ -50,9 +50,10 @@ def trained(data: Pairs, noise: float, steps: int) -> RepresentationAutoencoder:
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 4e-3 * min((step + 1) / 30, 1 - step / steps)
         chosen = torch.randint(len(data.images), (BATCH,))
-        sigma = autoencoder.noise_scale(torch.rand(BATCH))
         latents = data.latents[chosen]
-        images = autoencoder.decode(latents + sigma * torch.randn_like(latents))
+        if noise:
+            latents = latents + autoencoder.noise_scale(torch.rand(BATCH)) * torch.randn_like(latents)
+        images = autoencoder.decode(latents)
         optimizer.zero_grad()
         F.mse_loss(images, data.images[chosen]).backward()
         optimizer.step()
@@ -80,8 +81,9 @@ def test_decoder_beats_the_linear_one_and_noise_training_helps_under_noise() -> 
     best_linear = max(quality(linear(data, held_out, ridge), held_out) for ridge in (10.0, 100.0, 1000.0, 10_000.0))
     noisy = held_out.latents + 0.5 * torch.randn(held_out.latents.shape, generator=torch.Generator().manual_seed(1))
     with torch.enable_grad():
-        plain, robust = trained(data, 0.0, 250), trained(data, 0.8, 150)
+        plain, robust = trained(data, 0.0, 250), trained(data, 0.8, 120)
     clean = quality(plain.decode(held_out.latents), held_out)
     assert clean > best_linear > mean
     assert clean - quality(robust.decode(held_out.latents), held_out) < 1.5
-    assert quality(robust.decode(noisy), held_out) > quality(plain.decode(noisy), held_out)
+    # By 0.96 dB; by 0.55 without the noise, since it is trained for fewer steps.
+    assert quality(robust.decode(noisy), held_out) > quality(plain.decode(noisy), held_out) + 0.75

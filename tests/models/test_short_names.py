@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import rae_files
 import torch
-from published_files import SMALL, autoencoder, golden_dit, same_weights, statistics
+from published_files import SMALL, autoencoder, golden_dit, same_weights, statistics, weights
 from standin_hub import StandInHub, put_published
 from tiny_vit import write_tiny_encoder
 
@@ -117,7 +117,7 @@ def test_local_model_comes_before_the_short_name(hub: StandInHub, tmp_path: Path
     Tokenizer.from_pretrained(VAVAE)
     assert hub.fetched
     hub.fetched.clear()
-    torch.save(autoencoder(SMALL)[0].state_dict(), tmp_path / VAVAE / "mine.pt")
+    torch.save(weights(SMALL), tmp_path / VAVAE / "mine.pt")
     with pytest.raises(UserError, match=f"^{VAVAE}: comes without the statistics"):
         Tokenizer.from_pretrained(VAVAE)
     assert not hub.fetched

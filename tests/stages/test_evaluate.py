@@ -399,9 +399,16 @@ def test_reconstruction_in_both_conventions(models, tmp_path):
     "asked, published",
     [
         ("inception,inception-pytorch-fid", ["inception-pytorch-fid"]),
-        ("inception:weights.pth", ["inception-pytorch-fid:weights.pth"]),
-        ("inception, inception:weights.pth, b", ["inception-pytorch-fid", "inception-pytorch-fid:weights.pth", "b"]),
-        ("inception-clean:weights.pth,teacher:inception", ["inception-clean:weights.pth", "teacher:inception"]),
+        (
+            "inception, inception:weights.pth, b, inception-clean:weights.pth,teacher:inception",
+            [
+                "inception-pytorch-fid",
+                "inception-pytorch-fid:weights.pth",
+                "b",
+                "inception-clean:weights.pth",
+                "teacher:inception",
+            ],
+        ),
     ],
 )
 def test_published_rfid_resizes_as_pytorch_fid(models, tmp_path, asked, published):

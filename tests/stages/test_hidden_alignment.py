@@ -68,7 +68,8 @@ def test_targets_are_of_the_images_and_flips_of_latents(kept: bool, flip: bool, 
 
 def test_features_of_several_teachers_are_kept_apart(data: Path, tmp_path: Path) -> None:
     teachers = tuple(TeacherConfig(name, cache_features=True) for name in ("one", "other"))
-    task = task_of(aligned_recipe(tmp_path, data, HiddenAlignmentConfig(IMAGES, teachers)))
+    alignment = HiddenAlignmentConfig(IMAGES, teachers, projector=ProjectorConfig(hidden=24))
+    task = task_of(aligned_recipe(tmp_path, data, alignment))
     assert task.alignment is not None and len(task.alignment.projectors.projectors) == 2
     loaded = task.alignment.load(torch.tensor([7, 3]), torch.tensor([True, False]), 0)
     assert loaded is not None and loaded.shape == (2, 12, 4, 4)
@@ -85,7 +86,8 @@ def test_alignment_is_trained(changes: dict[str, Any], data: Path, tmp_path: Pat
     """Training raises the cosine; without the term's gradient it stays where it was."""
     cosines = {}
     for weight in (0.5, 1e-9):
-        alignment = HiddenAlignmentConfig(IMAGES, (TeacherConfig("any"),), weight=weight, **changes)
+        small = {"projector": ProjectorConfig(hidden=256), **changes}
+        alignment = HiddenAlignmentConfig(IMAGES, (TeacherConfig("any"),), weight=weight, **small)
         task = task_of(aligned_recipe(tmp_path, data, alignment))
         ((_, parameters),) = task.optimizers().values()
         optimizer = torch.optim.Adam(parameters, 4e-3, eps=1e-6)  # far above a gradient of weight 1e-9
@@ -161,7 +163,9 @@ def test_two_processes_train_as_one(
 
 
 def test_no_teacher_works_after_the_end(data: Path, tmp_path: Path) -> None:
-    alignment = HiddenAlignmentConfig(IMAGES, (TeacherConfig("any"),), stop_images=16)
+    alignment = HiddenAlignmentConfig(
+        IMAGES, (TeacherConfig("any"),), projector=ProjectorConfig(hidden=24), stop_images=16
+    )
     task = task_of(aligned_recipe(tmp_path, data, alignment))
     assert task.alignment is not None
     assert [task.phase(images) for images in (0, 8, 16, 24)] == [0, 0, 1, 1]

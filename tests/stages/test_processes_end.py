@@ -10,6 +10,7 @@ import pytest
 # torch imports `torch._dynamo` during other work, and some of its modules keep the group. So the first process imports
 # it in the group. The processes are forked after all other imports, and each ends as an interpreter of its own.
 PROGRAM = """
+import gc
 import os
 import socket
 import sys
@@ -34,6 +35,7 @@ def work(group, fails):
     left = [name for name in names() if "gloo" in name]
     assert not left, f"threads left: {left}"
 
+gc.freeze()  # what the processes share is not searched for garbage, which would copy it
 for group, fails in ((sharing_processes, True), (lambda: processes("cpu"), False)):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

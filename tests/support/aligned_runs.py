@@ -73,5 +73,6 @@ def aligned_recipe(
 
 def several_teachers_recipe(folder: Path, data: Path, **training: Any) -> train_dit.Config:
     """Return a recipe with two teachers that work in every step until the alignment ends."""
-    alignment = HiddenAlignmentConfig(IMAGES, (TeacherConfig("one"), TeacherConfig("other")), stop_images=24)
+    teachers = TeacherConfig("one"), TeacherConfig("other")
+    alignment = HiddenAlignmentConfig(IMAGES, teachers, projector=ProjectorConfig(hidden=24), stop_images=24)
     return aligned_recipe(folder, data, alignment, images=32, log_images=8, **training)

@@ -1,28 +1,36 @@
-"""Processes that start quickly: forked from a server that has imported the slow modules.
-
-The server of Python 3.11 has its own import path and silently skips modules that it cannot find (gh-117378). So it
-preloads installed modules only, and children import the tests' modules themselves.
-"""
+"""Processes that start quickly: forked from a server that has imported the slow modules, the tests' own ones too."""
 
 import faulthandler
-import multiprocessing
 import os
 from collections.abc import Callable, Mapping
+from multiprocessing import context, forkserver
 from pathlib import Path
+from unittest import mock
 
 from estimates import skip_estimates
 
-CONTEXT = multiprocessing.get_context("forkserver")
-_STAGES = ["vavae.stages.encode", "vavae.stages.train_dit", "vavae.stages.train_joint", "vavae.stages.train_tokenizer"]
-# Training and `workers` import these late: together they take longer than a tiny run.
-_LATE = [
-    "torch.distributed.checkpoint",
-    "torch.distributed.fsdp",
-    "torch._dynamo",
-    "huggingface_hub.repocard",
-    "pytest",
-]
-CONTEXT.set_forkserver_preload([*_STAGES, *_LATE])
+
+class Child(context.ForkServerProcess):
+    """A process that the server forks."""
+
+    def start(self) -> None:
+        """Start it, and before the first one the server.
+
+        The server of Python 3.11 does not get this process's import path and silently skips modules that it cannot
+        find (gh-117378), so the path is in its environment.
+        """
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(paths)):
+            forkserver.ensure_running()
+        super().start()
+
+
+class _Context(context.ForkServerContext):
+    Process = Child
+
+
+CONTEXT = _Context()
+CONTEXT.set_forkserver_preload(["served"])
 
 
 def run_child(

@@ -48,6 +48,11 @@ def autoencoder(config: AutoencoderConfig = VA_VAE) -> tuple[AutoencoderKL, dict
     return copy.deepcopy(model), dict(projection)
 
 
+def weights(config: AutoencoderConfig = VA_VAE) -> dict[str, Tensor]:
+    """Return the state dict of `autoencoder`, without a copy of its modules."""
+    return {name: value.clone() for name, value in _autoencoder(config)[0].state_dict().items()}
+
+
 @functools.cache
 def _autoencoder(config: AutoencoderConfig) -> tuple[AutoencoderKL, dict[str, Tensor]]:
     model = AutoencoderKL(config)

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from vavae.cli import run
 from vavae.data.images import ImagesConfig
 from vavae.evaluation import features
 from vavae.frontier import cells
+from vavae.models import Tokenizer
 from vavae.stages import encode, evaluate, sample
 
 # Two checkpoints, of which one is kept.
@@ -87,6 +89,9 @@ def use_tiny_networks(set_attribute: Callable[[object, str, object], None] = set
     set_attribute(features, "BLOCK", 5)
     set_attribute(cells, "load_feature_network", lambda name, device: color_network(device=device))
     set_attribute(cells, "LPIPS", SimpleNamespace(pretrained=lambda name: _Difference()))
+    # The inputs stay the same, so these two read them once.
+    set_attribute(sample, "open_generator", cache(sample.open_generator))
+    set_attribute(encode, "Tokenizer", SimpleNamespace(from_pretrained=cache(Tokenizer.from_pretrained)))
 
 
 def write_inputs(inputs: Path) -> Path:

@@ -31,21 +31,22 @@ torch.set_num_threads(1)
 
 
 def tokenizer(folder: str, images: str, parallel: str = "replicate") -> None:
-    """Train the tiny tokenizer."""
+    """Train the tiny tokenizer, with a checkpoint at the end."""
     use_tiny_teacher()
-    train_tokenizer.run(tokenizer_recipe(Path(folder), images=int(images), parallel=parallel))
+    recipe = tokenizer_recipe(Path(folder), images=int(images), checkpoint_images=int(images), parallel=parallel)
+    train_tokenizer.run(recipe)
 
 
-def joint(folder: str, images: str, parallel: str = "replicate") -> None:
+def joint(folder: str, images: str, checkpoint_images: str) -> None:
     """Train the tiny tokenizer and a tiny transformer together."""
     use_tiny_teacher()
-    train_joint.run(joint_recipe(Path(folder), images=int(images), parallel=parallel))
+    train_joint.run(joint_recipe(Path(folder), images=int(images), checkpoint_images=int(checkpoint_images)))
 
 
 def transformer(folder: str, data: str, images: str, parallel: str = "replicate") -> None:
     """Train the tiny transformer with routing, which keeps all tokens in the end, and the contrastive term."""
     recipe = transformer_recipe(Path(folder), Path(data), images=int(images), parallel=parallel)
-    routing = RoutingConfig("sprint", start=1, drop=0.5, path_drop=0.25, full_after_images=int(images) - 32)
+    routing = RoutingConfig("sprint", start=1, drop=0.5, path_drop=0.25, full_after_images=int(images) - 16)
     shape = replace(recipe.transformer, depth=3, routing=routing)
     train_dit.run(replace(recipe, transformer=shape, flow=replace(recipe.flow, contrastive=0.05)))
 
@@ -89,23 +90,23 @@ def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> No
     if stage == "transformer":
         transformer(folder, data, "64")
     else:
-        joint(folder, "64")
+        joint(folder, "64", "24")
 
 
 def stopped_transformer(folder: str, data: str, parallel: str) -> None:
-    """Train the tiny transformer; after 40 images one process is asked to stop."""
+    """Train the tiny transformer; after 24 images one process is asked to stop."""
     original = train_dit.TransformerTask.step
 
     def step(self: train_dit.TransformerTask, batch: Any, images_seen: int, scale: float) -> dict[str, torch.Tensor]:
-        if images_seen == 40 and self.world.first:
+        if images_seen == 24 and self.world.first:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, batch, images_seen, scale)
 
     train_dit.TransformerTask.step = step  # type: ignore[method-assign]
     try:
-        transformer(folder, data, "96", parallel)
+        transformer(folder, data, "64", parallel)
     except KeyboardInterrupt as stopped:
-        assert "48 of 96 images" in str(stopped)
+        assert "32 of 64 images" in str(stopped)
     else:
         raise AssertionError("it was not stopped")
 

@@ -76,12 +76,11 @@ def test_block_graph_serves_other_networks(counter: CompileCounterWithBackend) -
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("how", ["blocks", pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["blocks", True])
 @pytest.mark.slow
 def test_routing_has_one_graph_for_each_phase(counter: CompileCounterWithBackend, how: Compilation) -> None:
     """A phase with dropped tokens, then one without; a second step of each compiles nothing."""
-    if how is True:
-        counter.backend = "eager"  # compiles twice as fast; the test below compiles a backward pass
+    counter.backend = "eager"  # compiles twice as fast; the other tests compile backward passes
     plain = network(depth=3)
     model = LightningDiT(plain.config, routing=RoutingConfig("sprint", start=1))
     model.load_state_dict(plain.state_dict(), strict=False)

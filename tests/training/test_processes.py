@@ -24,11 +24,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(data: Path) -> Path:
     """The run folder of a transformer trained by one process."""
-    workers.transformer(str(data / "alone"), str(data), "96")
+    workers.transformer(str(data / "alone"), str(data), "64")
     return data / "alone"
 
 
-def assert_same_run(one: Path, two: Path, rtol: float = 1e-3, images: int = 96) -> None:
+def assert_same_run(one: Path, two: Path, rtol: float = 1e-3, images: int = 64) -> None:
     lines, others = read_metrics(one), read_metrics(two)
     assert len(lines) == len(others) == images // 16
     for line, other in zip(lines, others, strict=True):
@@ -62,7 +62,7 @@ def test_out_of_memory_in_several_processes(launch: Launch, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("parallel", ["replicate", "shard"])
 def test_transformer_on_two_processes(parallel: str, launch: Launch, data: Path, alone: Path, tmp_path: Path) -> None:
-    launch(2, "transformer", tmp_path / "two", data, 96, parallel)
+    launch(2, "transformer", tmp_path / "two", data, 64, parallel)
     assert_same_run(alone, tmp_path / "two")
     assert (tmp_path / "two/generator/config.json").exists()
     expected = weights(alone)
@@ -78,23 +78,23 @@ def test_another_number_of_processes_resumes(
     launch(first, "stopped_transformer", tmp_path, data, "shard" if first == 2 else "replicate")
     for checkpoint in (tmp_path / "checkpoints").glob("images-*"):
         assert len(list(checkpoint.glob("__*.distcp"))) == first
-    launch(3 - first, "transformer", tmp_path, data, 96, "shard" if first == 1 else "replicate")
+    launch(3 - first, "transformer", tmp_path, data, 64, "shard" if first == 1 else "replicate")
     assert_same_run(alone, tmp_path)
 
 
 @pytest.mark.slow
 def test_tokenizer_on_two_processes(launch: Launch, tmp_path: Path) -> None:
     """With the discriminator's BatchNorm and both adaptive weights over the whole batch."""
-    launch(1, "tokenizer", tmp_path / "one", 64)
-    launch(2, "tokenizer", tmp_path / "two", 64)
-    assert_same_run(tmp_path / "one", tmp_path / "two", rtol=5e-3, images=64)
+    launch(1, "tokenizer", tmp_path / "one", 32)
+    launch(2, "tokenizer", tmp_path / "two", 32)
+    assert_same_run(tmp_path / "one", tmp_path / "two", rtol=5e-3, images=32)
 
 
 @pytest.mark.slow
 def test_joint_training_on_two_processes(launch: Launch, tmp_path: Path) -> None:
     """With the batch normalization of the latents over the whole batch."""
-    launch(1, "joint", tmp_path / "one", 32)
-    launch(2, "joint", tmp_path / "two", 32)
+    launch(1, "joint", tmp_path / "one", 32, 32)
+    launch(2, "joint", tmp_path / "two", 32, 32)
     assert_same_run(tmp_path / "one", tmp_path / "two", rtol=5e-3, images=32)
 
 

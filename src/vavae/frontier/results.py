@@ -79,14 +79,14 @@ class Locks:
         self.folder = folder
 
     @contextlib.contextmanager
-    def holding(self, name: str) -> Iterator[bool]:
-        """Try to hold a lock for the block; yield whether it succeeded."""
+    def holding(self, name: str, timeout: float = 0) -> Iterator[bool]:
+        """Try for `timeout` seconds to hold a lock for the block; yield whether it succeeded."""
         path = self.folder / f"{name}.lock"
         lock = FileLock(path)
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(Timeout):
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=timeout)
         if not lock.is_locked:
             yield False
             return

@@ -28,7 +28,7 @@ from vavae.frontier.grid import GeneratorCell, Grid, Job, TokenizerCell
 from vavae.frontier.page import State, States, print_states, write_everything
 from vavae.frontier.results import Failures, Locks, Results
 from vavae.frontier.workers import call_folder, failures_of_call, work_together
-from vavae.io.files import OccupiedError, chosen
+from vavae.io.files import OccupiedError, chosen, drop_drafts
 from vavae.report.numbers import duration
 from vavae.training.signals import interrupted_by_signals
 
@@ -257,7 +257,10 @@ def _run(config: Config, grid: Grid, call: Path | None) -> Path:
         runner.locks.sweep()
     states = runner.states()
     print_states(states, None)
-    page = write_everything(config, grid, runner.results, states)
+    with runner.locks.holding("page", timeout=60) as alone:
+        if alone:
+            drop_drafts(grid.folder)
+        page = write_everything(config, grid, runner.results, states)
     finished = sum(state is State.DONE for _, state, _ in states)
     summary = f"{finished} of {len(states)} done; page: {page}"
     if stopped and not over.is_set():

@@ -138,11 +138,10 @@ class Generator(SavedModel):
     def _networks(self) -> tuple[nn.Module, ...]:
         return self.transformer, *self.tokenizer._networks
 
-    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move both networks to a device, convert their weights, or both; see `SavedModel.to`."""
-        super().to(device, dtype)
-        self.tokenizer.to(self.device)
-        return self
+    @property
+    def _moved(self) -> tuple[nn.Module, ...]:
+        weak = () if self.weak_model is None else self.weak_model._moved
+        return self.transformer, *self.tokenizer._moved, *weak
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -43,6 +43,11 @@ class SavedModel:
         raise NotImplementedError
 
     @property
+    def _moved(self) -> tuple[nn.Module, ...]:
+        """All that `to` moves: the networks, with parts that are not saved."""
+        return self._networks
+
+    @property
     def device(self) -> torch.device:
         """Device of the networks."""
         return next(self._networks[0].parameters()).device
@@ -66,8 +71,9 @@ class SavedModel:
             device, dtype = None, device
         place = self.device if device is None else named_device(device)
         hold_in(dtype, *self._networks)
-        for network in self._networks:
-            network.to(place)
+        for network in self._moved:
+            if any(tensor.device != place for tensor in (*network.parameters(), *network.buffers())):
+                network.to(place)
         return self
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -103,11 +103,9 @@ class Tokenizer(SavedModel):
     def _networks(self) -> tuple[nn.Module, ...]:
         return (saved_part(self.autoencoder),)
 
-    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the network to a device, convert its weights, or both; a teacher keeps its type."""
-        super().to(device, dtype)
-        self.autoencoder.to(self.device)
-        return self
+    @property
+    def _moved(self) -> tuple[nn.Module, ...]:
+        return (self.autoencoder,)  # with its teacher, which keeps its type
 
     def fingerprint(self) -> str:
         """Return a hash of weights, configuration and statistics of the latents, in hexadecimal."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -176,14 +176,14 @@ def run(config: Config) -> list[MetricRecord]:
     measure = {"tokenizer": _tokenizers, "generator": _generators, "samples": _samples}[config.what]
     store = BlockStore(config.features or assets.cache_folder() / "features")
     _check_outputs(config, store)
-    _check_models(config)
+    opened = _check_models(config)
     refuse_unused(config)
     with sharing_processes() as world:
         world.once(lambda: _drop_old(config))
         records: list[MetricRecord] = []
         found = versions()
         try:
-            for record in measure(config, store, world):
+            for record in measure(config, store, world, opened):
                 records.append(replace(record, versions=found))
         except KeyboardInterrupt:
             message = f"stopped; finished features are in {store.folder}, and the same command resumes"
@@ -221,8 +221,12 @@ def _check_outputs(config: Config, store: BlockStore) -> None:
         raise UserError(f"output must be a .json file, got {config.output}, the name of the plot")
 
 
-def _check_models(config: Config) -> None:
-    """Open models, samples and reference, so that a mistake is reported before hours of work."""
+def _check_models(config: Config) -> Tokenizer | Generator | None:
+    """Open models, samples and reference, so that a mistake is reported before hours of work.
+
+    A single model is returned, which is then not read again. Several would need the memory of all.
+    """
+    opened: Tokenizer | Generator | None = None
     generated = config.what != "tokenizer"
     if config.metrics and not generated:
         raise UserError(f"metrics must be empty for a tokenizer, got {config.metrics[0]}, a metric of generated images")
@@ -238,9 +242,9 @@ def _check_models(config: Config) -> None:
         size = None if held is None else held.size
     for path in config.model:
         if config.what == "tokenizer":
-            Tokenizer.from_pretrained(path)
+            opened = Tokenizer.from_pretrained(path)
         elif config.what == "generator":
-            generator = open_generator(path, config.weak_model, torch.device("cpu"))
+            opened = generator = open_generator(path, config.weak_model, torch.device("cpu"))
             settings = config.sampling(generator)
             check_weak_model(config.weak_model, settings)
             for sampling in settings:
@@ -254,6 +258,7 @@ def _check_models(config: Config) -> None:
             f"data.size must be {_DEMO_SIDE} for data.images demo, got {format_size(config.data.size)}; name the "
             f"images to measure with, or give --data.size {_DEMO_SIDE}"
         )
+    return opened if len(config.model) == 1 else None
 
 
 def _check_size(name: str, size: Size | None, reference: Size | None) -> None:
@@ -306,17 +311,18 @@ def _networks(config: Config, names: Sequence[str], images: int, world: World) -
     return [compiled_features(network, config.compile, batches, world.say) for network in networks]
 
 
-def _tokenizers(config: Config, store: BlockStore, world: World) -> Iterator[MetricRecord]:
+def _tokenizers(config: Config, store: BlockStore, world: World, opened: Any) -> Iterator[MetricRecord]:
     evaluation = _TokenizerEvaluation(config, store, world)
     for number, path in enumerate(config.model):
-        yield from evaluation.records(number, path)
+        tokenizer = opened or Tokenizer.from_pretrained(path)
+        yield from evaluation.records(number, path, tokenizer.to(evaluation.device))
 
 
-def _generators(config: Config, store: BlockStore, world: World) -> Iterator[MetricRecord]:
+def _generators(config: Config, store: BlockStore, world: World, opened: Any) -> Iterator[MetricRecord]:
     device = resolve_device(config.device)
     comparison = _Comparison(config, store, world, config.count)
     for path in config.model:
-        generator = open_generator(path, config.weak_model, device)
+        generator = (opened or open_generator(path, config.weak_model, torch.device("cpu"))).to(device)
         fingerprint = generator.fingerprint()
         weak_fingerprint = None if generator.weak_model is None else generator.weak_model.fingerprint()
         labels = choose_labels(config.count, generator.num_classes, config.label_protocol, config.seed)
@@ -339,7 +345,7 @@ def _generators(config: Config, store: BlockStore, world: World) -> Iterator[Met
             yield from comparison.records(images, protocol)
 
 
-def _samples(config: Config, store: BlockStore, world: World) -> Iterator[MetricRecord]:
+def _samples(config: Config, store: BlockStore, world: World, _: Any) -> Iterator[MetricRecord]:
     sets = [_sample_images(path) for path in config.model]
     for images in sets if world.first else ():
         report("samples", images.count, (), images.found)
@@ -437,11 +443,10 @@ class _TokenizerEvaluation:
             return f"{images} has no training part"
         return None
 
-    def records(self, number: int, path: str) -> Iterator[MetricRecord]:
+    def records(self, number: int, path: str, tokenizer: Tokenizer) -> Iterator[MetricRecord]:
         """Measure one tokenizer, the `number`th of the call."""
         config, work, source, size = self.config, self.work, self.source, self.config.data.size
         store, world = work.store, work.processes
-        tokenizer = Tokenizer.from_pretrained(path, self.device)
         check_grid(tokenizer.autoencoder, config.data.latent_size(tokenizer.factor), size)
         protocol = MeasurementProtocol(
             samples=len(source),
