@@ -54,7 +54,7 @@ def test_a_group_keeps_its_other_keys() -> None:
     settings = {"optimizer": {"learning_rate": 1e-4}, "optimizer.eps": 1e-6, "optimizer.schedule": {"final": 0.5}}
     found = load_recipe(train_tokenizer.Config, RECIPE, settings).optimizer
     assert (found.learning_rate, found.eps, found.schedule.final) == (1e-4, 1e-6, 0.5)
-    assert (found.betas, found.schedule.kind, found.schedule.warmup_images) == ((0.9, 0.95), "cosine", 204)
+    assert (found.betas, found.schedule.kind, found.schedule.warmup_images) == ((0.9, 0.95), "cosine", 192)
     assert load_recipe(train_tokenizer.Config, RECIPE, {"optimizer": OptimizerConfig()}).optimizer == OptimizerConfig()
 
 

@@ -23,7 +23,7 @@ class Budget:
 
     train_images: int = 1000  # largest number of training images
     test_images: int = 400  # largest number of test images
-    tokenizer_images: int = 4_096  # images that the tokenizer sees
+    tokenizer_images: int = 3_840  # images that the tokenizer sees
     generator_images: int = 8_192  # latents that the transformer sees
     width: int = 192  # of the transformer
     depth: int = 6  # of the transformer
