@@ -80,7 +80,8 @@ def test_block_graph_serves_other_networks(counter: CompileCounterWithBackend) -
 @pytest.mark.slow
 def test_routing_has_one_graph_for_each_phase(counter: CompileCounterWithBackend, how: Compilation) -> None:
     """A phase with dropped tokens, then one without; a second step of each compiles nothing."""
-    counter.backend = "eager"  # compiles twice as fast; the other tests compile backward passes
+    if how is True:
+        counter.backend = "eager"  # compiles twice as fast; the test below compiles a backward pass
     plain = network(depth=3)
     model = LightningDiT(plain.config, routing=RoutingConfig("sprint", start=1))
     model.load_state_dict(plain.state_dict(), strict=False)

@@ -31,7 +31,7 @@ def run(stage: str, folder: Path, data: Path, kill: tuple[int, int] = (0, -1)) -
     ("stage", "signals"),
     [
         ("transformer", {3: signal.SIGKILL, 4: signal.SIGTERM, 5: signal.SIGINT, 7: signal.SIGKILL}),
-        ("joint", {7: signal.SIGKILL}),
+        ("joint", {5: signal.SIGTERM, 7: signal.SIGKILL}),
     ],
 )
 def test_repeatedly_killed_run_ends_bit_identical(
