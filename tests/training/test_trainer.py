@@ -3,8 +3,10 @@
 import errno
 import json
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -169,6 +171,27 @@ def test_full_disk_keeps_the_former_checkpoint(where: str, tmp_path: Path, monke
     tensors, numbers = folder.load_newest() or ({}, {})
     assert numbers == {"n": 1} and torch.equal(tensors["a"], torch.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == ["images-000000000008"]
+
+
+def test_run_that_fails_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that follows at once in the same process removes half-written files, so none may still be written."""
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    write = FileSystemWriter.write_data
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return write(*arguments)
+
+    def failing_preview(tracker: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", slow)
+    trainer = Trainer(Regression(), replace(SHORT, preview_images=112), tmp_path)
+    monkeypatch.setattr(trainer, "_preview", failing_preview)
+    with pytest.raises(OSError, match="No space"):
+        trainer.run("fails")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["images-000000000104"]
 
 
 def test_writer_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

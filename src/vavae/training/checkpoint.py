@@ -153,6 +153,11 @@ class CheckpointFolder:
             pending.result()
             self.world.wait()
 
+    def settle(self) -> None:
+        """Wait until this process writes no checkpoint anymore, whether or not it could be written."""
+        if self._pending is not None:
+            self._pending.exception()
+
     def _finish(self, written: Any, partial: Path, images: int, manifest: dict[str, Any], checked: int) -> None:
         try:
             written.result()

@@ -162,6 +162,7 @@ class Trainer:
                         self._rollback(interval, tracker, bar)
                 self._checkpoints.wait()
         finally:
+            self._checkpoints.settle()  # after an error too, since the next call removes half-written files
             tracker.close()
 
     @property
