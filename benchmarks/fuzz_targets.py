@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import save
 
 from vavae import AutoencoderKL, Tokenizer
 from vavae.checkpoints import folder as files
+from vavae.checkpoints.loading import open_checkpoint
 from vavae.checkpoints.reading import read_checkpoint, read_safetensors
 from vavae.checkpoints.statistics import read_statistics
 from vavae.config import load_recipe
@@ -101,6 +103,34 @@ def checkpoint_target() -> Target:
     )
 
 
+def pickle_target() -> Target:
+    """The pickle in a checkpoint, in an archive whose checksums are right."""
+    network = {"encoder.conv_in.weight": torch.ones(2, 3), "decoder.bias": torch.zeros(1)}
+    contents = (
+        {"state_dict": network | {"loss.a": torch.ones(2)}, "config": {"model": {"params": [1, 2.5, None]}}},
+        {"ema": network, "module.model": network, "args": argparse.Namespace(a=1, b=bytearray(b"ab"))},
+    )
+    archives = [
+        saved(lambda file, content=content, protocol=protocol: torch.save(content, file, pickle_protocol=protocol))
+        for content, protocol in zip(contents, (2, 5), strict=True)
+    ]
+    with zipfile.ZipFile(io.BytesIO(archives[0])) as good:
+        others = {entry.filename: good.read(entry) for entry in good.infolist()}
+
+    def structure(archive: bytes) -> bytes:
+        with zipfile.ZipFile(io.BytesIO(archive)) as stored:
+            return next(stored.read(name) for name in stored.namelist() if name.endswith("/data.pkl"))
+
+    def read(path: Path) -> None:
+        pickled = path.read_bytes()
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in others.items():
+                archive.writestr(name, pickled if name.endswith("/data.pkl") else content)
+        open_checkpoint(path)
+
+    return Target([structure(archive) for archive in archives], read, "a.pt")
+
+
 def folder_target() -> Target:
     """`config.json` of a tokenizer whose hashes are those of its content, as a deceiver would write it."""
     place = Path(tempfile.mkdtemp())
@@ -132,6 +162,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "images": image_target,
     "shards": shard_target,
     "checkpoints": checkpoint_target,
+    "pickles": pickle_target,
     "safetensors": lambda: Target([save(tensors())], read_safetensors, "a.safetensors"),
     "folders": folder_target,
     "statistics": lambda: Target(

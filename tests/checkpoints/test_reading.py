@@ -5,6 +5,7 @@ import functools
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,19 @@ def test_tensor_larger_than_its_data_is_refused(tmp_path: Path) -> None:
     state["quant_conv.weight"] = torch.zeros(1).expand(2**40)
     torch.save(state, path)
     assert "refused: quant_conv.weight claims 1,099,511,627,776 numbers, the file holds 1" in refusal(path)
+
+
+def test_bytes_that_are_not_there_take_no_memory(tmp_path: Path) -> None:
+    """Python's own reader takes the memory for the stated bytes before it reads."""
+    path = tmp_path / "bomb.pt"
+    stated = b"\x80\x05}\x8c\x01b" + pickle.BYTEARRAY8 + (2**28).to_bytes(8, "little") + b"abs."
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", stated)
+        archive.writestr("archive/version", "3")
+    tracemalloc.start()
+    assert "damaged or cut off (EOFError)" in refusal(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
 
 
 def test_huge_structure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from vavae.config.recipes import recipe_file, recipe_names
 def test_list_has_title_published_number_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recipes"]) == 0
     listed = capsys.readouterr().out
-    assert [line.split("  (")[0] for line in listed.splitlines() if not line.startswith(" ")] == recipe_names()
+    assert [line.split("  (")[0] for line in listed.splitlines() if not line.startswith(" ")] == list(recipe_names())
     assert max(map(len, listed.splitlines())) <= 80
     assert "imagenet256/lightningdit-xl-800ep  (1,788 H800-hours)\n    LightningDiT-XL/1 on latents" in listed
     assert "    published: gFID 2.17 (sFID 4.36, IS 205.6) without guidance" in listed

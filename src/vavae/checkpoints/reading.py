@@ -130,7 +130,13 @@ class _Unpickler(pickle._Unpickler):
         if isinstance(target, Placeholder) and isinstance(state, Mapping):
             target.values.update(state)
 
+    def load_bytearray8(self) -> None:
+        """Read as many bytes as there are; the library's own takes the memory for the stated count first."""
+        size = int.from_bytes(self.read(8), "little")  # type: ignore[attr-defined]
+        self.append(bytearray(self.read(size)))  # type: ignore[attr-defined]
+
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
 def check_utf8(path: Path) -> None:

@@ -1,5 +1,6 @@
 """The recipes in the package: `small/tokenizer` names the file `recipes/small/tokenizer.yaml` here."""
 
+from functools import cache
 from pathlib import Path
 
 from vavae.errors import UserError, did_you_mean
@@ -8,9 +9,10 @@ from vavae.io.files import user_path
 _FOLDER = Path(__file__).parents[1] / "recipes"
 
 
-def recipe_names() -> list[str]:
+@cache
+def recipe_names() -> tuple[str, ...]:
     """Return the names of all recipes in the package, sorted."""
-    return sorted(path.relative_to(_FOLDER).with_suffix("").as_posix() for path in _FOLDER.rglob("*.yaml"))
+    return tuple(sorted(path.relative_to(_FOLDER).with_suffix("").as_posix() for path in _FOLDER.rglob("*.yaml")))
 
 
 def package_recipe(name: str) -> Path:
