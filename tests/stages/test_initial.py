@@ -84,16 +84,16 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     as_run_folder(tmp_path / "run", *make(0))
     with pytest.raises(UserError, match=r"initial: .*has shape"):
         load_initial(str(tmp_path / "run"), *make(1, AutoencoderConfig(8, 16, (1, 2), 1, attention_levels=(1,))))
-    with pytest.raises(UserError, match="no such file or folder"):
+    with pytest.raises(UserError, match="^initial: .*no such file or folder"):
         load_initial(str(tmp_path / "absent"), *make(1))
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match="has no undamaged checkpoint"):
+    with pytest.raises(UserError, match="^initial: .*empty must have an undamaged checkpoint"):
         load_initial(str(tmp_path / "empty"), *make(1))
 
 
 def test_unfinished_run_is_refused(tmp_path: Path) -> None:
     as_run_folder(tmp_path / "run", *make(0), wanted=1200)
-    with pytest.raises(UserError, match="which was stopped after 100 of 1,200 images: resume it"):
+    with pytest.raises(UserError, match="must be a run that has ended, and was stopped after 100 of 1,200 images: resume it"):
         load_initial(str(tmp_path / "run"), *make(1))
 
 

@@ -51,7 +51,7 @@ def test_missing_starting_weights_are_noticed_before_features_are_computed(
 ) -> None:
     folder = tmp_path / "run"
     assert run(["train-tokenizer", *SMALL, f"--output={folder}", "--initial=nowhere"]) == 2
-    assert "nowhere: no such file or folder" in capsys.readouterr().err
+    assert "initial: nowhere: no such file or folder" in capsys.readouterr().err
     assert not (folder / "teacher-features").exists()
 
 

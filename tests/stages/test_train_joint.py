@@ -176,8 +176,9 @@ def test_starting_weights(
     std = task.alignment.bn.running_var.sqrt()
     wanted = torch.ones(8) if form == "file" else former.tokenizer.statistics.std
     torch.testing.assert_close(std, wanted)
-    unknown = "no statistics of the latents, so batch normalization starts at mean 0" in capsys.readouterr().out
-    assert unknown == (form == "file")
+    said = capsys.readouterr().out
+    assert ("no statistics of the latents, so batch normalization starts at mean 0" in said) == (form == "file")
+    assert f"initial_transformer: {len(former.transformer.state_dict())} of" in said
     begun: list[torch.nn.Module] = [task.transformer, task.autoencoder]
     if form == "run":
         found = train_joint.run(recipe)

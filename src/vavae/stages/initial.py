@@ -14,7 +14,7 @@ from vavae.checkpoints.locations import known_model, resolve
 from vavae.checkpoints.published_recipes import recorded_flow
 from vavae.checkpoints.shapes import size_name
 from vavae.checkpoints.statistics import read_statistics, scaled, statistics_file
-from vavae.errors import UserError, one_line
+from vavae.errors import UserError, errors_name, one_line
 from vavae.flow import FlowConfig, PathName, Prediction
 from vavae.io.yaml_files import read_yaml
 from vavae.losses import TokenizerObjective
@@ -50,8 +50,9 @@ def load_initial(source: str, autoencoder: Autoencoder, objective: TokenizerObje
     Raises:
         UserError: The source cannot be read, has another shape, or is a run that has not ended.
     """
-    weights, training = _read(source, autoencoder)
-    files.load_strictly(autoencoder, weights, f"initial: {source}")
+    with errors_name("initial"):
+        weights, training = _read(source, autoencoder)
+        files.load_strictly(autoencoder, weights, source)
     taken, new = ["autoencoder"], []
     for part in ("discriminator", "alignment"):
         module, given = getattr(objective, part), _below(training, f"{part}.")
@@ -63,7 +64,7 @@ def load_initial(source: str, autoencoder: Autoencoder, objective: TokenizerObje
             taken.append(part)
         elif isinstance(module, nn.Module):
             new.append(part)
-    return _report(source, ", ".join(taken), new)
+    return _report("initial", source, ", ".join(taken), new)
 
 
 def initial_statistics(source: str) -> LatentStatistics | None:
@@ -80,10 +81,10 @@ def initial_statistics(source: str) -> LatentStatistics | None:
     return load_autoencoder(path).statistics if found is None else read_statistics(found)
 
 
-def _report(source: str, taken: str, new: Sequence[str], notes: Sequence[str] = ()) -> str:
-    """Print and return what was loaded, what is new, and the notes, one on a line."""
+def _report(key: str, source: str, taken: str, new: Sequence[str], notes: Sequence[str] = ()) -> str:
+    """Print and return what was loaded, what is new, and the notes, one on a line, after the key of the recipe."""
     rest = f"; new: {', '.join(new)}" if new else ""
-    text = "\n".join([f"initial: {taken} from {source}{rest}", *(f"initial: {note}" for note in notes)])
+    text = "\n".join([f"{key}: {taken} from {source}{rest}", *(f"{key}: {note}" for note in notes)])
     print(text, flush=True)
     return text
 
@@ -94,7 +95,7 @@ def _read(source: str, autoencoder: Autoencoder) -> tuple[dict[str, Tensor], dic
     if (path / "checkpoints").is_dir():
         found = CheckpointFolder(path / "checkpoints").load_newest()
         if found is None:
-            raise UserError(f"initial: {source} has no undamaged checkpoint")
+            raise UserError(f"{source} must have an undamaged checkpoint")
         _check_ended(path, source, found[1].get("images_seen", 0))
         return _below(found[0], "model/autoencoder/"), _below(found[0], "model/objective/")
     if (representation := load_representation(path)) is not None:
@@ -124,8 +125,8 @@ def _check_ended(run: Path, source: str, seen: int) -> None:
         raise UserError(f"{recipe} must hold the number training.images, which every run writes") from error
     if seen < wanted:
         raise UserError(
-            f"initial must be a run that has ended, got {source}, which was stopped after {seen:,} of "
-            f"{wanted:,} images: resume it first"
+            f"{source} must be a run that has ended, and was stopped after {seen:,} of {wanted:,} images: "
+            "resume it first"
         )
 
 
@@ -146,6 +147,7 @@ def load_initial_transformer(
     flow: FlowConfig,
     statistics: LatentStatistics,
     class_names: Sequence[str] = (),
+    key: str = "initial",
 ) -> str:
     """Load the weights of another transformer into the layers of `transformer` that have the same shape.
 
@@ -160,6 +162,7 @@ def load_initial_transformer(
         flow: It must have the source's path and prediction, if the source records them.
         statistics: The statistics that normalize the latents of this training.
         class_names: Names of this training's labels, or ().
+        key: Key of the recipe that names the source, for messages.
 
     Returns:
         A line that names the loaded and the new layers, and lines on differences of the data; they are printed too.
@@ -167,9 +170,10 @@ def load_initial_transformer(
     Raises:
         UserError: The source cannot be read, or differs in the architecture or the flow; the message names the key.
     """
-    found = _read_transformer(source, transformer.config)
+    with errors_name(key):
+        found = _read_transformer(source, transformer.config)
     former, ours = found.model.config, transformer.config
-    _check_same(source, found, ours, flow)
+    _check_same(f"{key} {source}", found, ours, flow)
     given, notes = found.model.state_dict(), []
     if isinstance(former, LightningDiTConfig) and former.learn_sigma:
         given |= _without_sigma(given, former)
@@ -189,7 +193,7 @@ def load_initial_transformer(
         for layer, there in new.items()
     ]
     notes += _data_notes(found, ours, statistics, class_names)
-    return _report(source, f"{len(taken)} of {len(present)} tensors", described, notes)
+    return _report(key, source, f"{len(taken)} of {len(present)} tensors", described, notes)
 
 
 def _layer(name: str) -> str:
@@ -224,8 +228,8 @@ def _read_transformer(source: str, ours: TransformerShape) -> _Source:
         path = path / "generator"
         if not path.is_dir():
             raise UserError(
-                f"initial must be a generator, a checkpoint or a training run that has ended, got {source}, which "
-                "has no generator/: let the run end first"
+                f"{source} must be a generator, a checkpoint or a training run that has ended, and has no generator/: "
+                "let the run end first"
             )
     if files.form_of(path) != "checkpoint":
         return _of_generator(Generator.from_pretrained(path))
@@ -247,7 +251,7 @@ def _check_same(source: str, found: _Source, ours: TransformerShape, flow: FlowC
     former = found.model.config
     if type(former) is not type(ours):
         names = [type(shape).__name__.removesuffix("Config") for shape in (former, ours)]
-        raise UserError(f"transformer.size must be a {names[0]}, as initial {source} is, got a {names[1]}")
+        raise UserError(f"transformer.size must be a {names[0]}, as {source} is, got a {names[1]}")
     keys = [key for key in _ARCHITECTURE if hasattr(ours, key)]
     values = {f"transformer.{key}": (getattr(former, key), getattr(ours, key)) for key in keys}
     routings = [(shape.routing.kind, *shape.routed_blocks) for shape in (former, ours)]
@@ -258,7 +262,7 @@ def _check_same(source: str, found: _Source, ours: TransformerShape, flow: FlowC
     for key, (wanted, given) in values.items():
         if wanted is not None and wanted != given:
             raise UserError(
-                f"{key} must be {json.dumps(wanted)}, as in initial {source}{_named(former)}, got {json.dumps(given)}"
+                f"{key} must be {json.dumps(wanted)}, as in {source}{_named(former)}, got {json.dumps(given)}"
             )
 
 

@@ -91,9 +91,8 @@ class JointTask(TokenizerTask):
         if config.initial_transformer is not None:
             statistics = latent_statistics(self.alignment.state_dict())
             names = self.source.class_names
-            lines.append(
-                load_initial_transformer(config.initial_transformer, self.transformer, config.flow, statistics, names)
-            )
+            given = (config.initial_transformer, self.transformer, config.flow, statistics, names)
+            lines.append(load_initial_transformer(*given, key="initial_transformer"))
         return "\n".join(line for line in lines if line) or None
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
