@@ -51,6 +51,13 @@ def test_full_disk(rehearsal: Rehearsal) -> None:
         assert rehearsal.full_at(number) is None, rehearsal.points[number - 1]
 
 
+@pytest.mark.parametrize("rehearsal", ["frontier"], indirect=True)
+def test_full_disk_after_a_training(rehearsal: Rehearsal) -> None:
+    """The generator is there, so the next call does not train; it must still remove the averages."""
+    removed = [re.fullmatch(r"os.rename /work/generator-\w+/run/averages", point) for point in rehearsal.points]
+    assert rehearsal.full_at(next(number for number, found in enumerate(removed, 1) if found)) is None
+
+
 def test_two_kills_in_a_row(rehearsal: Rehearsal) -> None:
     numbers = drawn(rehearsal)
     assert rehearsal.killed_at(*numbers) is None, [rehearsal.points[number - 1] for number in numbers]

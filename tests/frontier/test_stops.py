@@ -8,7 +8,7 @@ import pytest
 from frontier_grid import grid_config, real_grid
 
 from vavae.frontier import cells as frontier_cells
-from vavae.frontier.cells import delete_intermediates, trained_generator
+from vavae.frontier.cells import CellContext, delete_intermediates, trained_generator
 from vavae.frontier.grid import GeneratorCell, Grid, Job
 from vavae.frontier.results import Results
 
@@ -52,6 +52,18 @@ def test_partly_removed_averages_do_not_count(grid: Grid, curve: Job, monkeypatc
     assert not trained_generator(grid, curve.cell, with_averages=True)
     delete_intermediates(grid, curve)
     assert not list(run.glob("averages*"))
+
+
+def test_averages_stay_until_the_curve_is_measured(grid: Grid, curve: Job, tmp_path: Path) -> None:
+    """Other jobs of the same generator neither train it again nor remove them; afterwards any job does."""
+    assert isinstance(curve.cell, GeneratorCell)
+    folder = grid.cell_folder(curve.cell)
+    context = CellContext(grid.config, grid, Results(tmp_path / "results"))
+    frontier_cells._train_generator(context, curve.cell, folder)
+    assert len(list((folder / "run/averages").iterdir())) == 2
+    context.results.write(curve.result, {"points": POINTS})
+    frontier_cells._train_generator(context, curve.cell, folder)
+    assert not (folder / "run/averages").exists() and (folder / "run/generator").exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "bytes"])

@@ -335,9 +335,17 @@ def _uniformity(context: CellContext, cell: TokenizerCell) -> dict[str, Any]:
     }
 
 
-def _train_generator(context: CellContext, cell: GeneratorCell, folder: Path, with_averages: bool) -> None:
-    if trained_generator(context.grid, cell, with_averages):
-        return
+def _train_generator(context: CellContext, cell: GeneratorCell, folder: Path) -> None:
+    """Train a generator that does not exist; keep its averages along the run until its curve is measured."""
+    with_averages = cell in context.grid.curves and not context.done("curve", cell)
+    if not trained_generator(context.grid, cell, with_averages):
+        _run_training(context, cell, folder)
+    _forget_training(folder / "run")
+    if not with_averages:
+        _remove_averages(folder / "run")
+
+
+def _run_training(context: CellContext, cell: GeneratorCell, folder: Path) -> None:
     if (folder / "run/generator").exists():  # only a new run makes averages
         shutil.rmtree(folder / "run")
     print(f"training {cell.label}", flush=True)
@@ -348,9 +356,6 @@ def _train_generator(context: CellContext, cell: GeneratorCell, folder: Path, wi
         train_joint.run(recipe, any_recipe=True)  # as for tokenizers
     else:
         train_dit.run(recipe, any_recipe=True)
-    _forget_training(folder / "run")
-    if not with_averages:
-        _remove_averages(folder / "run")
 
 
 def _load_generator(context: CellContext, cell: GeneratorCell, folder: Path) -> Generator:
@@ -363,7 +368,7 @@ def _load_generator(context: CellContext, cell: GeneratorCell, folder: Path) -> 
 
 
 def _generator(context: CellContext, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
-    _train_generator(context, cell, folder, cell in context.grid.curves and not context.done("curve", cell))
+    _train_generator(context, cell, folder)
     generator = _load_generator(context, cell, folder)
     store = BlockStore(folder / _MEASURED["generator"])
     records = _distance(context, generator, context.config.measure.samples, store, "averaged over the last steps")
@@ -400,7 +405,7 @@ def _distance(
 
 def _curve(context: CellContext, cell: GeneratorCell, folder: Path, job: Job) -> dict[str, Any]:
     """Return the distance at every stored average of the run; points are stored until all are measured."""
-    _train_generator(context, cell, folder, with_averages=True)
+    _train_generator(context, cell, folder)
     store = BlockStore(folder / _MEASURED["curve"])
     done = _points_so_far(folder, job)
     snapshots = list_snapshots(folder / "run/averages", "transformer")
@@ -417,7 +422,7 @@ def _curve(context: CellContext, cell: GeneratorCell, folder: Path, job: Job) ->
 
 def _hidden(context: CellContext, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
     """Measure the hidden states of a generator, and its velocity loss."""
-    _train_generator(context, cell, folder, with_averages=False)
+    _train_generator(context, cell, folder)
     config, measure, network = context.config, context.config.measure, context.aligning_network
     generator, work = _load_generator(context, cell, folder), context.work(folder / _MEASURED["hidden"])
     seen = []
