@@ -68,10 +68,11 @@ def paired(record: Record) -> Iterator[str]:
                 f"{min(ratios):.3f} to {max(ratios):.3f}",
                 str(len(ratios)),
                 f"{result['target']:g}, {reached}",
-                f"{result['of_peak']:.0%}" if "of_peak" in result else "",
+                *(f"{result[key]:.0%}" if key in result else "" for key in ("of_peak", "products")),
             ]
         )
-    yield from table(["measured", "ours / plain", "range", "pairs", "aim", "our FLOP/s of the machine's"], rows)
+    limits = ["our FLOP/s of the machine's", "our time in products"]
+    yield from table(["measured", "ours / plain", "range", "pairs", "aim", *limits], rows)
 
 
 def kill_test(record: Record) -> Iterator[str]:

@@ -55,6 +55,10 @@ TARGETS = {
 
 # Rows whose operations torch can count, with the tokenizer's and the transformer's arithmetic.
 NOT_COMPILED = ("tokenizer step", "transformer step, not compiled", "guided sampling, not compiled")
+PRODUCTS = tuple(
+    f"aten::{name}"
+    for name in ("convolution", "mkldnn_convolution", "cudnn_convolution", "mm", "addmm", "bmm", "_scaled_dot_product")
+)
 
 
 class Measurements:
@@ -240,6 +244,15 @@ def peak(device: torch.device) -> float:
     return 2 * 2048**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(10))
 
 
+def share_of_products(work: Callable[[], object], device: torch.device) -> float:
+    """Return the part of the time of all operations that convolutions, matrix products and attention take."""
+    kind = "cpu" if device.type == "cpu" else "device"
+    with torch.profiler.profile() as profile:
+        work()
+    times = {event.key: getattr(event, f"self_{kind}_time_total") for event in profile.key_averages()}
+    return sum(time for name, time in times.items() if name.startswith(PRODUCTS)) / sum(times.values())
+
+
 def measure(name: str, pair: Pair, pairs: int, device: torch.device) -> dict[str, object]:
     plain, ours = pair
     for work in (plain, ours, plain, ours):
@@ -299,7 +312,9 @@ def main() -> None:
             if name in NOT_COMPILED:
                 rate = count_flops(pair[1]) / statistics.median(row["our_seconds"])
                 row["of_peak"] = rate / best
+                row["products"] = share_of_products(pair[1], bench.device)
                 print(f"  {rate / 1e9:,.0f} GFLOP/s, {row['of_peak']:.0%} of the machine's product of float32 matrices")
+                print(f"  {row['products']:.0%} of the time in convolutions, matrix products and attention")
             results.append(row)
     record |= {
         "threads": torch.get_num_threads(),
