@@ -1,5 +1,6 @@
 """Training from the weights of another tokenizer; times that become uniform; statistics of published tokenizers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from vavae.data import LatentDataset
 from vavae.data.images import ImagesConfig
 from vavae.errors import UserError
-from vavae.flow import FlowConfig
+from vavae.flow import FlowConfig, TimeDistribution
 from vavae.losses import ObjectiveConfig, TokenizerObjective
 from vavae.losses.adversarial import AdversarialConfig, DiscriminatorConfig
 from vavae.models import Generator, Tokenizer
@@ -84,16 +85,16 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     as_run_folder(tmp_path / "run", *make(0))
     with pytest.raises(UserError, match=r"initial: .*has shape"):
         load_initial(str(tmp_path / "run"), *make(1, AutoencoderConfig(8, 16, (1, 2), 1, attention_levels=(1,))))
-    with pytest.raises(UserError, match="^initial: .*no such file or folder"):
+    with pytest.raises(UserError, match=r"^initial: .*no such file or folder"):
         load_initial(str(tmp_path / "absent"), *make(1))
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match="^initial: .*empty must have an undamaged checkpoint"):
+    with pytest.raises(UserError, match=r"^initial: .*empty must have an undamaged checkpoint"):
         load_initial(str(tmp_path / "empty"), *make(1))
 
 
 def test_unfinished_run_is_refused(tmp_path: Path) -> None:
     as_run_folder(tmp_path / "run", *make(0), wanted=1200)
-    with pytest.raises(UserError, match="must be a run that has ended, and was stopped after 100 of 1,200 images: resume it"):
+    with pytest.raises(UserError, match="and was stopped after 100 of 1,200 images: resume it"):
         load_initial(str(tmp_path / "run"), *make(1))
 
 
@@ -109,6 +110,13 @@ def test_times_become_uniform() -> None:
     # A batch across the switch consists of both parts.
     both = flow.draw_times(3, torch.arange(990, 1010), cpu)
     assert torch.equal(both, torch.cat((flow.draw_times(3, early[990:], cpu), flow.draw_times(3, late[:10], cpu))))
+
+
+def test_times_that_become_uniform_keep_their_shift() -> None:
+    narrow = TimeDistribution(shift=0.25, low=0.1, high=0.9)
+    positions, cpu = torch.arange(100), torch.device("cpu")
+    late = FlowConfig(times=narrow, uniform_after_images=0).draw_times(3, positions, cpu)
+    assert torch.equal(late, FlowConfig(times=replace(narrow, kind="uniform")).draw_times(3, positions, cpu))
 
 
 def test_published_tokenizer_takes_statistics_of_latents(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vavae import rng
 from vavae.data import LatentDataset
+from vavae.flow import FlowConfig
 from vavae.models import Generator, Tokenizer
 from vavae.stages import train_dit
 from vavae.stages.train_dit import TransformerTask
@@ -61,6 +62,28 @@ def test_validation_distance_of_averaged_weights(data: Path, tmp_path: Path, mon
     monkeypatch.setattr(task, "config", replace(task.config, frechet=replace(task.config.frechet, samples=20)))
     task.validate({"transformer": averaged})
     assert all(bool((parameter == 0.5).all()) for parameter in measured[0].transformer.parameters())
+
+
+def test_validation_times_do_not_depend_on_a_switch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions of validation latents are no images of the run."""
+    drawn: list[Tensor] = []
+
+    def loss(*_: Any, t: Tensor, **__: Any) -> dict[str, Tensor]:
+        drawn.append(t)
+        return {"total": torch.zeros(len(t))}
+
+    monkeypatch.setattr("vavae.flow.config.flow_matching_loss", loss)
+    positions = torch.arange(50)
+    batch = train_dit._Batch(positions, torch.zeros(50, 8, 4, 4), positions % 3)
+    for switch in (None, 20):
+        flow = FlowConfig(uniform_after_images=switch)
+        task = make_task(replace(transformer_recipe(tmp_path, data), flow=flow))
+        task._loss(task.transformer, batch, "validation ", 0.0)
+        task._loss(task.transformer, batch, "", 0.0)
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[1][:20], drawn[3][:20]) and not torch.equal(drawn[1][20:], drawn[3][20:])
 
 
 def test_one_label_in_ten_is_dropped(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vavae.errors import RunError, UserError
 from vavae.training.checkpoint import CheckpointFolder
+from vavae.training.run_log import read_metrics
 from vavae.training.trainer import Trainer, TrainingConfig
 
 SHORT = replace(CONFIG, images=200, checkpoint_images=100)
@@ -105,9 +106,6 @@ def test_bad_step_changes_nothing_and_is_counted(tmp_path: Path) -> None:
     task = Regression()
     task.bad_steps = {(0, 0)}
     before = {k: v.clone() for k, v in task.modules["head"].state_dict().items()}
-    Trainer(task, TrainingConfig(images=8, batch_size=8, log_images=16, tensorboard=False), tmp_path)._apply(
-        {"total": torch.tensor(torch.nan)}
-    )
     trainer = Trainer(task, TrainingConfig(images=80, batch_size=8, log_images=80, tensorboard=False), tmp_path)
     terms = task.step(next(task.batches(0, 0)), 0, 1.0)
     trainer._apply(terms)
@@ -116,6 +114,22 @@ def test_bad_step_changes_nothing_and_is_counted(tmp_path: Path) -> None:
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["skipped/head"] == pytest.approx(2 / 11)
     assert not torch.equal(before["weight"], task.modules["head"].state_dict()["weight"])
+
+
+def test_skipped_step_leaves_running_statistics_and_averages_finite(tmp_path: Path) -> None:
+    """A forward pass with NaN changes the statistics of BatchNorm before the loss shows it."""
+
+    class Damaged(Regression):
+        def step(self, batch: Any, images_seen: int, scale: float) -> dict[str, Tensor]:
+            position, x = batch
+            return super().step((position, x * torch.nan if images_seen == 152 else x), images_seen, scale)
+
+    trainer = Trainer(Damaged(), replace(CONFIG, images=400), tmp_path)
+    trainer.run("damaged")
+    assert read_metrics(tmp_path)[3]["skipped/body"] == pytest.approx(1 / 5)  # the log has a line every 40 images
+    for state in (trainer.task.modules["body"].state_dict(), trainer.averaged_state("body")):
+        assert {"1.running_mean", "1.running_var"} < state.keys()
+        assert all(torch.isfinite(value).all() for value in state.values())
 
 
 def test_damaged_checkpoint_falls_back_to_the_former(tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ class FlowConfig:
         space: Where a prediction of noise or data is compared with its target: as it is (`target`), or after both are
             converted to `velocity` (JiT, JLT, RiT).
         floor: Least sigma by which predicted data are divided to become a velocity, in training and sampling; JiT
-            (arXiv 2511.13720) takes 0.05.
+            (arXiv 2511.13720) takes 0.05. With 0 and the space `velocity`, one time near data can outweigh a batch.
         times: Distribution of training times.
         direction_weight: Weight of the velocity-direction loss (1 is the published `use_cosine_loss: true`); 0
             leaves only the mean squared error.
-        uniform_after_images: Draw times uniformly from this many images on; null never. The published 800-epoch
-            model switched after 480 epochs.
+        uniform_after_images: Change the kind of `times` to uniform after this many images; null never. The published
+            800-epoch model switched after 480 epochs.
         class_token_weight: Weight of the squared error of the class token's velocity (REG), where the transformer has
             one.
         contrastive: Weight of the distance to another sample's target, which is subtracted (contrastive flow matching,
@@ -73,7 +73,7 @@ class FlowConfig:
         if self.uniform_after_images is None:
             return times
         late = positions.to(device) >= self.uniform_after_images
-        return torch.where(late, TimeDistribution(kind="uniform").at(seed, positions, device=device), times)
+        return torch.where(late, replace(self.times, kind="uniform").at(seed, positions, device=device), times)
 
     def loss(
         self,

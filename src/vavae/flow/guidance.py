@@ -81,7 +81,7 @@ class Guidance:
         return self.scale != 1 and start <= now <= stop
 
     def combine(self, conditional: Tensor, poorer: Tensor) -> Tensor:
-        """Return the guided prediction (B, C, ...) of two predictions (B, C, ...) at the same point.
+        """Return the guided velocity (B, C, ...) of two velocities (B, C, ...) at the same point.
 
         Raises:
             UserError: More channels are to be guided than there are.
@@ -106,8 +106,9 @@ def guided_prediction(
     *,
     null_label: int | None = None,
     weak_model: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    velocity: Callable[[Tensor, Tensor, float], Tensor] | None = None,
 ) -> Callable[[Tensor, float], Tensor]:
-    """Return the model as a function of point and time, with labels and guidance applied.
+    """Return the velocity as a function of point and time, with labels and guidance applied.
 
     Args:
         model: (x, t, labels) -> prediction, with t (B,) float32, as published, for every dtype of x. For internal
@@ -116,9 +117,11 @@ def guided_prediction(
         guidance: Scale, interval and channels.
         null_label: Label that means "no label"; needed for guidance that is not internal and without `weak_model`.
         weak_model: Weaker network for autoguidance, called with the labels.
+        velocity: (prediction, x, t) -> velocity, for each prediction before they are combined; None for networks that
+            predict velocities.
 
     Returns:
-        (x, t) -> prediction in the dtype of x, for a number t. Where guidance acts with the null label, the model is
+        (x, t) -> velocity in the dtype of x, for a number t. Where guidance acts with the null label, the model is
         called once with a doubled batch; elsewhere once with the batch. Path-drop guidance calls it twice.
 
     Raises:
@@ -141,19 +144,22 @@ def guided_prediction(
             )
         weak_model = functools.partial(_without_paths, model, null)
 
+    def made(prediction: Tensor, x: Tensor, t: float) -> Tensor:
+        return prediction.to(x.dtype) if velocity is None else velocity(prediction.to(x.dtype), x, t)
+
     def predict(x: Tensor, t: float) -> Tensor:
         time = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
         if not guidance.acts_at(t):
-            return model(x, time, labels).to(x.dtype)
+            return made(model(x, time, labels), x, t)
         if internal:
             output = model(x, time, labels, auxiliary=True)
-            return guidance.combine(output.prediction.to(x.dtype), output.auxiliary.to(x.dtype))
+            return guidance.combine(made(output.prediction, x, t), made(output.auxiliary, x, t))
         if weak_model is not None:
-            strong = model(x, time, labels).to(x.dtype)
-            return guidance.combine(strong, weak_model(x, time, labels).to(x.dtype))
+            strong = made(model(x, time, labels), x, t)
+            return guidance.combine(strong, made(weak_model(x, time, labels), x, t))
         # One call for both: (2B, C, ...) -> two of (B, C, ...)
-        both = model(torch.cat((x, x)), torch.cat((time, time)), doubled).to(x.dtype)
-        return guidance.combine(*both.chunk(2))
+        strong, poorer = model(torch.cat((x, x)), torch.cat((time, time)), doubled).chunk(2)
+        return guidance.combine(made(strong, x, t), made(poorer, x, t))
 
     return predict
 

@@ -79,24 +79,26 @@ def sample(
         _check_range("labels", labels.tolist(), num_classes)
         _check_range("null_label", [null_label], num_classes)
 
-    # Solver, time grid and guided network
+    # Solver and time grid
     solve = solver_by_name(solver, path=path, step_noise=step_noise) if isinstance(solver, str) else solver
     first, last = path.interval(prediction)
     grid = stochastic_times if isinstance(solve, EulerMaruyama) else shifted_times
     times = first + (last - first) * grid(steps, shift, end)
     still = guidance.still_steps
     guidance.check_steps(len(times) - 1, steps)
-    predict = guided_prediction(model, labels, guidance, null_label=null_label, weak_model=weak_model)
 
-    # The network's prediction as a velocity, and the velocity as an estimate of the data
-    def velocity(x: Tensor, t: float) -> Tensor:
-        value = predict(x, t)
-        return value if prediction == "velocity" else convert(value, x, t, prediction, "velocity")
-
+    # The network's predictions as a guided velocity, and the velocity as an estimate of the data
     def convert(value: Tensor, x: Tensor, t: float, source: Prediction, target: Prediction) -> Tensor:
         time = torch.tensor(t, dtype=torch.float32, device=x.device)  # the network's input is float32 too
         wide = time.to(torch.promote_types(x.dtype, torch.float32))
         return path.convert(value, x, wide, source, target).to(x.dtype)
+
+    def to_velocity(value: Tensor, x: Tensor, t: float) -> Tensor:
+        return value if prediction == "velocity" else convert(value, x, t, prediction, "velocity")
+
+    velocity = guided_prediction(
+        model, labels, guidance, null_label=null_label, weak_model=weak_model, velocity=to_velocity
+    )
 
     on_step: StepCallback | None = None
     if callback is not None:

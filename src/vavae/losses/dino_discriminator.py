@@ -193,7 +193,7 @@ def diff_augment(images: Tensor, uniform: Tensor, translation: float = 0.125) ->
     brightness, saturation, contrast, row, column = uniform.to(images).T.view(5, -1, 1, 1, 1)
     # Shifts are whole pixels from -most to most: zeros are padded, and each image reads its own window.
     height, width = images.shape[2:]
-    down, right = round(height * translation), round(width * translation)
+    down, right = int(height * translation + 0.5), int(width * translation + 0.5)
     rows = (row.flatten() * (2 * down + 1)).long()[:, None] + torch.arange(height, device=images.device)
     columns = (column.flatten() * (2 * right + 1)).long()[:, None] + torch.arange(width, device=images.device)
     padded = F.pad(images, (right, right, down, down))

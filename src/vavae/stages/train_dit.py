@@ -246,15 +246,15 @@ class TransformerTask(TrainingTask):
         """Return the mean terms of a batch; noise, times and dropped labels depend on positions and `purpose` only."""
         seed, positions = self.config.training.seed, batch.positions
         noise = rng.normal(seed, f"{purpose}noise", positions, tuple(batch.latents.shape[1:]), self.device)
-        t = self.flow.draw_times(seed, positions, self.device)
+        # The contrastive term depends on the portions of a validation, whose positions count no images of the run.
+        flow = replace(self.flow, contrastive=0.0, uniform_after_images=None) if purpose else self.flow
+        t = flow.draw_times(seed, positions, self.device)
         drop = rng.uniform(seed, f"{purpose}label drop", positions, device=self.device) < label_dropout
         tokens = batch.class_tokens
         if tokens is not None:
             own = rng.normal(seed, f"{purpose}class token noise", positions, tuple(tokens.shape[1:]), self.device)
         with autocast(self.precision, self.device):
             joint = None if tokens is None else (tokens, own)
-            # The contrastive term depends on the portions of a validation.
-            flow = replace(self.flow, contrastive=0.0) if purpose else self.flow
             terms = flow.loss(model, batch.latents, batch.labels, noise, t, drop, joint)
         return {name: value.mean() for name, value in terms.items()}
 

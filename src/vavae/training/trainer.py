@@ -87,6 +87,10 @@ class Trainer:
         self._gradient_averager = GradientAverager(self.world, trained)
         averages = build_averages(task.modules, task.averaged, config.ema_decay, config.averages, config.ema_warmup)
         self._state = RunState(task.modules, averages, optimizers)
+        # Statistics of BatchNorm, which a forward pass changes before its step is known to be good
+        buffers = [found for module in task.modules.values() for found in module.named_buffers()]
+        self._statistics = [buffer for name, buffer in buffers if name.endswith(("running_mean", "running_var"))]
+        self._former_statistics = [statistic.clone() for statistic in self._statistics]
         self._sums: dict[str, Tensor] = {}
         self._summed_steps = 0
         self._detector = SpikeDetector(config.stability)
@@ -247,6 +251,7 @@ class Trainer:
 
     def _gradients(self, batch: Any) -> dict[str, Tensor]:
         """Compute the batch's gradients, in micro-batches that fit; return the mean terms of this process's part."""
+        self._former_statistics = [statistic.clone() for statistic in self._statistics]
         while True:
             try:
                 terms: dict[str, Tensor] = {}
@@ -262,6 +267,8 @@ class Trainer:
                 if not memory_ran_out(error):
                     raise
                 self._halve_micro_batch(batch_length(batch), error)
+                for statistic, former in zip(self._statistics, self._former_statistics, strict=True):
+                    statistic.copy_(former)
 
     def _halve_micro_batch(self, length: int, error: Exception) -> None:
         """Drop the gradients and halve the micro-batch.
@@ -281,13 +288,17 @@ class Trainer:
             ) from error
 
     def _apply(self, terms: dict[str, Tensor]) -> None:
-        """Average the terms over processes, step the optimizers and averages, and add up the log's sums."""
+        """Average the terms over processes, step the optimizers and averages, and add up the log's sums.
+
+        If an optimizer skips its step, the statistics of BatchNorm become the former ones.
+        """
         optimizers = self._state.optimizers
         numbers = {name: value.detach().float() for name, value in terms.items()}
         self.world.average_(list(numbers.values()))
 
         # Optimizer steps, skipped on the device if loss or gradient is not finite
         total = numbers["total"]
+        skipped = torch.zeros_like(total, dtype=torch.bool)
         for name, optimizer in optimizers.items():
             norm = optimizer.clip()
             bad = ~(torch.isfinite(norm) & torch.isfinite(total))
@@ -295,6 +306,9 @@ class Trainer:
             optimizer.step(learning_rate_factor(schedule, self.images_seen, config.batch_size, config.images), bad)
             numbers[f"gradient_norm/{name}"] = norm
             numbers[f"skipped/{name}"] = bad.float()
+            skipped = skipped | bad
+        for statistic, former in zip(self._statistics, self._former_statistics, strict=True):
+            statistic.copy_(torch.where(skipped, former, statistic))
 
         # Averages of the weights, and sums for the log
         for averages in self._state.averages.values():

@@ -225,7 +225,7 @@ class DiTDH(RoutedNetwork):
         )
         # Head: its condition is the encoder's output, one per token; its tokens have no absolute position.
         wide_condition = self.s_projector(F.silu(tokens + time))  # (B, T, wide)
-        tokens, _ = run_blocks(self.blocks[narrow:], self.x_embedder(x), wide_condition, rotary[1])
+        tokens, _ = run_blocks(self.blocks[narrow:], self.x_embedder(x).to(x.dtype), wide_condition, rotary[1])
         # (B, T, wide) -> (B, T, p·p·C) -> (B, C, h, w); the published sign is noise − data
         velocity = -unpatchify(self.final_layer(tokens, wide_condition), self.config.patch_size, grid)
         if not hidden_blocks and not auxiliary:
