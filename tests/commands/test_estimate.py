@@ -132,6 +132,12 @@ def test_hours_and_images_that_fit(tmp_path: Path) -> None:
     seconds = found.steps * 2**22 * found.flops_per_image / (0.5 * 312e12 * 2)
     assert a100.hours * 3600 == pytest.approx(seconds) and a100.hours / h200.hours == pytest.approx(989 / 312)
     assert a100.images_at_once and h200.images_at_once
+    sharded = of(replace(recipe, training=replace(recipe.training, parallel="shard")), tmp_path, count=2)
+    whole = of(recipe, tmp_path, count=2)
+    for name in ("gradients", "optimizer"):
+        assert sharded.memory[name] == whole.memory[name] // 2
+    saved = sum(whole.memory.values()) - sum(sharded.memory.values())
+    assert sharded.gpus[0].memory == pytest.approx(whole.gpus[0].memory - saved, rel=1e-3)
     assert a100.memory <= 76e9 < a100.memory * 2.1 and h200.images_at_once == 2 * a100.images_at_once
 
 

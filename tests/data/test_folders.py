@@ -90,6 +90,19 @@ def test_two_folders_for_one_part_are_refused(tmp_path, one, other):
         open_images(str(tmp_path))
 
 
+def test_unicode_form_of_a_class_is_named(tmp_path):
+    write_images(tmp_path, "train/caf\u00e9/0.png", "val/cafe\u0301/0.png")
+    with pytest.raises(UserError, match="only in its Unicode form"):
+        open_images(str(tmp_path), "test")
+
+
+def test_classes_of_one_printed_name_are_refused(tmp_path):
+    for name in (b"\xff", rb"\udcff"):
+        write_images(tmp_path, f"{os.fsdecode(name)}/0.png")
+    with pytest.raises(UserError, match=r"two class folders are both called \\udcff: rename one"):
+        open_images(str(tmp_path))
+
+
 def test_val_goes_before_test(tmp_path):
     write_images(tmp_path, "train/a/0.png", "train/b/0.png", "test/0.png", "val/1.png", "val/2.png")
     source = open_images(str(tmp_path), "test")

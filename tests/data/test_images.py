@@ -15,7 +15,7 @@ from PIL import Image
 from vavae.cli import run
 from vavae.config import to_plain
 from vavae.data import DemoImages
-from vavae.data.images import ImagesConfig, Selection, class_balanced, printed_once
+from vavae.data.images import ImagesConfig, Selection, class_balanced, note_source, printed_once
 from vavae.errors import UserError
 
 
@@ -70,14 +70,17 @@ def test_open_reports_and_records_images(tmp_path: Path, capsys: pytest.CaptureF
     folder = make_folder(tmp_path / "x", 2, 5)
     (folder / "c0/01.png").write_bytes(b"x")
     (folder / "c0/notes.txt").write_text("x")
-    ImagesConfig(str(folder), 16, limit=4).open("train", tmp_path)
+    note_source(tmp_path, ImagesConfig(str(folder), 16, limit=4).open("train", tmp_path))
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.startswith(
         f"images: 4 in 2 classes (c0, c1) from folder {folder}; passed over: 1 .txt, 1 unreadable"
     )
     assert f"unreadable: {folder}/c0/01.png: not an image (unreadable.txt lists all)" in printed
     assert printed.endswith("4 of 9 images, by data.limit")
-    ImagesConfig(str(folder), 16).open("test", tmp_path, "validation")
+    (folder / "c0/01.png").unlink()
+    unreadable = tmp_path / "unreadable.txt"
+    assert unreadable.exists()
+    note_source(tmp_path, ImagesConfig(str(folder), 16).open("test", what="validation"), "validation")
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.startswith("validation: 9 in 2 classes") and "lists all" not in printed
     assert "no test part: training and test images are the same" in printed
@@ -85,6 +88,8 @@ def test_open_reports_and_records_images(tmp_path: Path, capsys: pytest.CaptureF
     assert noted["images"]["images"] == 4 and noted["images"]["classes"] == ["c0", "c1"]
     assert noted["images"]["passed_over"] == {".txt": 1, "unreadable": 1}
     assert noted["validation"]["from"] == f"folder {folder}"
+    ImagesConfig(str(folder), 16).open("train", tmp_path)
+    assert not unreadable.exists()  # all images can be read now
 
 
 def test_printed_once(capsys: pytest.CaptureFixture[str]) -> None:

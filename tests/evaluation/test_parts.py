@@ -55,6 +55,11 @@ def test_probe_needs_a_test_part(folder: Path, capsys: pytest.CaptureFixture[str
     assert "left out" not in capsys.readouterr().out
     names, splits = recorded(folder)
     assert probes <= names and splits == {"(test)"}
+    assert (folder / "records.images.csv").exists()
+    few = ["--conventions", "[]", "--tsne_seeds", "0", "--data.holdout", "0.3"]
+    assert evaluated(folder, "tokenizer", "tokenizer", *few, "--split", "train") == 0
+    assert "linear probe and k-NN are left out: they are tested on images" in " ".join(capsys.readouterr().out.split())
+    assert not (folder / "records.images.csv").exists()  # it was of the former call
 
 
 def test_test_part_without_labels_has_no_probe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,14 @@ def test_reference_of_another_network_is_refused(tmp_path: Path, monkeypatch: py
             validation.SampleDistance(frechet, 8, CPU, "fp32", World())
 
 
+def test_demo_images_are_no_reference_for_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "load_feature_network", tiny_network)
+    with pytest.raises(UserError, match=r"frechet\.reference must be images for training at 256, got demo"):
+        validation.SampleDistance(FrechetConfig(4, "tiny"), 256, CPU, "fp32", World())
+    with pytest.raises(UserError, match=r"^frechet\.reference: "):
+        validation.SampleDistance(FrechetConfig(4, "tiny", str(tmp_path / "none")), 256, CPU, "fp32", World())
+
+
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
     for config in (FrechetConfig, ReconstructionFrechetConfig):
         with pytest.raises(UserError, match=r"frechet.samples must be 0 \(off\) or at least 2, got 1"):

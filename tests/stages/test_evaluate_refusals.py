@@ -233,3 +233,9 @@ def test_unwritable_files_are_reported_before_any_work(what, place, generator, t
     message = refused(generator, tmp_path, what=what, model=[model], **options)
     assert expected.replace("FOLDER", str(tmp_path)) in message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_one_image_has_no_distances(tokenizer: str) -> None:
+    config = evaluate.Config("tokenizer", [tokenizer], ImagesConfig("demo", 32, limit=1), network="inception-colors")
+    with pytest.raises(UserError, match=r"data\.images must have at least 2 images for distances, got 1 in"):
+        evaluate.run(config)

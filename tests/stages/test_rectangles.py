@@ -71,7 +71,7 @@ def asked() -> Iterator[list[dict[str, Any]]]:
             patch.setattr(stage, "load_teacher", load)
         for stage in (validation, evaluate):
             patch.setattr(stage, "load_feature_network", color_network)
-        patch.setattr(evaluate.of_tokenizer, "perceptual_networks", lambda device: {})
+        patch.setattr(evaluate.of_tokenizer, "perceptual_networks", lambda *_: {})
         yield calls
 
 
@@ -308,6 +308,6 @@ def test_sizes_that_do_not_fit_the_models_are_refused(
     kept = tmp_path / "latents"
     shutil.copytree(path / "latents", kept)
     error = refused("encode", trained, *data, "--data.holdout=0.25", "--data.size=24", f"--output={kept}")
-    assert "image_size = [24, 40], not 24" in error
+    assert "data.size [24, 40], not 24" in error
     error = refused(*commands(images, path)["tokenizer"], "--data.size=24", f"--output={path / 'tokenizer'}")
     assert "data.size = [24, 40], not 24" in error

@@ -216,6 +216,7 @@ def test_npz_equals_that_of_numpy(folder: Path) -> None:
     np.testing.assert_array_equal(np.load(folder / "samples.npz")["arr_0"], images)
     mapped = npz_images(folder / "samples.npz")
     assert mapped is not None and mapped.count == 3
+    assert sample(folder, "--count", "4") == 0 and not (folder / "samples.npz").exists()  # it would have 3 of 4
 
 
 def test_damaged_images_are_drawn_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,4 +65,4 @@ def use_colors(replace: Callable[[object, str, object], None] = setattr) -> None
     """
     replace(evaluate, "load_feature_network", color_network)
     plain = {"lpips_vgg16": lambda a, b: (a - b).abs().mean((1, 2, 3))}
-    replace(evaluate.of_tokenizer, "perceptual_networks", lambda device: plain)
+    replace(evaluate.of_tokenizer, "perceptual_networks", lambda *_: plain)

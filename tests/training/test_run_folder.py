@@ -80,12 +80,13 @@ def test_longer_run_without_a_falling_schedule(schedule: ScheduleConfig, tmp_pat
     open_run_folder(tmp_path, scheduled(10, schedule))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     open_run_folder(tmp_path, scheduled(20, schedule))
-    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"]["images"] == 20
-    with pytest.raises(UserError, match="images = 20, not 10: choose"):
-        open_run_folder(tmp_path, scheduled(10, schedule))
+    recorded = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    assert recorded["training"]["images"] == 10  # training writes its length as it begins
+    with pytest.raises(UserError, match="images = 10, not 5: choose"):
+        open_run_folder(tmp_path, scheduled(5, schedule))
     with pytest.raises(UserError, match="seed = 0, not 1"):
         open_run_folder(tmp_path, replace(scheduled(30, schedule), seed=1))
-    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"]["images"] == 20
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text()) == recorded
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])

@@ -175,15 +175,14 @@ def estimate(config: Config) -> Estimate:
 
     # Memory
     state = state_bytes(needs.modules, needs.averaged, training.num_averages, needs.optimizers)
-    fixed = {**state, "frozen networks": 4 * sum(needs.frozen.values())}
-    if training.parallel == "shard":
-        fixed = {name: size // config.count for name, size in fixed.items()}
+    shards = config.count if training.parallel == "shard" else 1
+    fixed = {name: size // shards for name, size in state.items()} | {"frozen networks": 4 * sum(needs.frozen.values())}
     trained = [p for _, parameters in needs.optimizers.values() for p in parameters if p.requires_grad]
     gradients = sum(p.nbytes for p in trained)
     share = -(-training.batch_size // config.count)
     at_once = min(training.micro_batch or share, share)
     step = _StepMemory(needs.costs, at_once, training.micro_batch is None)
-    memory = {**fixed, "gradients": gradients, "activations": max(0, step(at_once) - gradients)}
+    memory = {**fixed, "gradients": gradients // shards, "activations": max(0, step(at_once) - gradients)}
 
     # Disk: one checkpoint more than are kept, while it is written
     milestones = 0 if training.milestone_images is None else training.images // training.milestone_images
@@ -192,7 +191,8 @@ def estimate(config: Config) -> Estimate:
     checkpoints = (training.keep_checkpoints + 1 + milestones) * sum(state.values())
     disk = {"checkpoints": checkpoints, "model": model * (2 if training.best else 1), **needs.disk}
 
-    gpus = [_on_gpu(config, name, training, precision, needs.flops, sum(fixed.values()), step) for name in config.gpu]
+    besides = sum(fixed.values()) - (gradients - gradients // shards)  # a step counts all gradients
+    gpus = [_on_gpu(config, name, training, precision, needs.flops, besides, step) for name in config.gpu]
     return Estimate(
         recipe=config.recipe,
         command=command,

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -202,13 +203,17 @@ def _classes(
         which = folders[0].name if len(folders) == 1 else f"{folders[0].name} … {folders[-1].name}"
         return UNLABELED, [f"no labels: {which} are numbered folders of numbered files, and there is no {LABELS_FILE}"]
     own = tuple(printable(folder.name) for folder in folders)
+    if len(set(own)) < len(own):
+        raise UserError(f"{root}: two class folders are both called {Counter(own).most_common(1)[0][0]}: rename one")
     if names is None:
         return own, []
     if tuple(names) == UNLABELED:
         return UNLABELED, [f"no labels: the training part has none, so the folders of {root} are not classes"]
     unknown = next((name for name in own if name not in names), None)
     if unknown is not None:
-        raise UserError(f"{root / unknown}: the training images have no class {unknown}")
+        same = unicodedata.normalize("NFC", unknown) in {unicodedata.normalize("NFC", name) for name in names}
+        form = "; one differs only in its Unicode form (NFC and NFD): rename this folder" if same else ""
+        raise UserError(f"{root / unknown}: the training images have no class {unknown}{form}")
     return tuple(names), []
 
 

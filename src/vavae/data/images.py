@@ -96,7 +96,7 @@ class ImagesConfig:
 
         Args:
             split: "train" or "test".
-            folder: Run folder, for `images.json` and, if images cannot be read, `unreadable.txt`.
+            folder: Run folder, for `unreadable.txt`, if images cannot be read.
             what: Name of the images in the report; only "images" have an `unreadable.txt`.
 
         Raises:
@@ -127,20 +127,23 @@ class ImagesConfig:
             source = Selection(source, chosen, f"{self.limit:,} of {len(source):,} images, by data.limit")
         if len(source) == 0:
             raise UserError(f"{self.images}: no images are left for {split}; give more images or a smaller holdout")
-        report(what, len(source), source.class_names, source.found, folder)
+        report(what, len(source), source.class_names, source.found)
         return source
 
 
-def report(what: str, count: int, class_names: Sequence[str], found: Found, folder: Path | None = None) -> None:
-    """Print a description of a set of images or latents, and record it under `what` in `images.json` of `folder`."""
+def report(what: str, count: int, class_names: Sequence[str], found: Found) -> None:
+    """Print a description of a set of images or latents."""
     text = describe(what, count, class_names, found)
     printed = _printed.get()
     if printed is None or text not in printed:
         print(text, flush=True)
     if printed is not None:
         printed.add(text)
-    if folder is not None:
-        note(folder / "images.json", what, count, class_names, found)
+
+
+def note_source(folder: Path, source: ImageSource, what: str = "images") -> None:
+    """Record the description of images under `what` in `images.json` of a run folder, once they are accepted."""
+    note(folder / "images.json", what, len(source), source.class_names, source.found)
 
 
 def note(path: Path, what: str, count: int, class_names: Sequence[str], found: Found) -> None:

@@ -35,6 +35,10 @@ from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 
 _SHARDS = "latents_rank*_shard*.safetensors"
 _COLUMNS = ("latents", "latents_flip", "labels", "class_token", "class_token_flip")
+# Settings that old shards do not have, with the only value that there was.
+_FORMER = {"statistics": "channel", "precision": "fp32"}
+# Settings whose values are fingerprints.
+_OTHERS = {"source": "other images (data)", "tokenizer": "another tokenizer", "class_token": "another class_token"}
 # Files that may remain in a folder whose shards were removed.
 LEFT_OVER = frozenset({STATISTICS_NAME})
 
@@ -138,15 +142,17 @@ class LatentWriter:
         self._own = self.shards[rank::world]
         # Through JSON, to compare with the metadata of other shards.
         self._description = json.loads(json.dumps(asdict(settings) | {"total": total, "shard_size": shard_size}))
-        if settings.statistics == "channel":  # shards of before there was a choice do not name it
-            del self._description["statistics"]
+        for key, value in _FORMER.items():
+            if self._description[key] == value:
+                del self._description[key]
         self.folder.mkdir(parents=True, exist_ok=True)
         for finished in self._finished().values():
-            for key, value in self._description.items():
-                if finished.settings.get(key) != value:
+            former, present = _FORMER | finished.settings, _FORMER | self._description
+            for key in present:
+                if former.get(key) != present[key]:
                     raise UserError(
-                        f"{finished.shard.path} was made with {key} = {finished.settings.get(key)}, "
-                        f"not {value}: encode into another folder, or empty this one"
+                        f"{finished.shard.path} was made with {_difference(key, former.get(key), present[key])}: "
+                        "encode into another folder, or empty this one"
                     )
 
     def _finished(self) -> dict[int, _Finished]:
@@ -201,10 +207,6 @@ class LatentWriter:
             "dtype": str(self.settings.torch_dtype),
             "device": "cpu",
             "shard": str(shard.number),
-            "first_index": str(shard.first),
-            "posterior": self.settings.posterior,
-            "seed": str(self.settings.seed),
-            "tokenizer": self.settings.tokenizer,
             "settings": json.dumps(self._description),
         }
         if not per_position:
@@ -253,7 +255,6 @@ class LatentWriter:
             save_file(statistics.to_dict(), temporary)
         index = {
             "format": FORMAT,
-            "total": self.total,
             "settings": asdict(self.settings),
             "shards": records,
             "statistics_sha256": sha256_file(self.folder / STATISTICS_NAME),
@@ -313,3 +314,11 @@ def write_published_statistics(path: Path, statistics: LatentStatistics) -> None
     """Write mean and standard deviation, (1, C, 1, 1) or (1, C, h, w), in the form of `latents_stats.pt`."""
     shape = (1, statistics.channels, *(statistics.grid or (1, 1)))
     save_torch({"mean": statistics.mean.view(shape), "std": statistics.std.view(shape)}, path)
+
+
+def _difference(key: str, former: Any, present: Any) -> str:
+    """Return in words that a setting of a shard differs."""
+    if key in _OTHERS:
+        return _OTHERS[key]
+    names = {"image_size": "data.size", "total": "number of images"}
+    return f"{names.get(key, key)} {former}, not {present}"

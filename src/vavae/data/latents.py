@@ -36,6 +36,7 @@ from torch.utils.data import Dataset
 
 from vavae.config.image_size import Size, as_size
 from vavae.data.loader import loaded_ahead
+from vavae.device import Compute
 from vavae.errors import UserError, one_line
 from vavae.io.files import UNFINISHED, check_hash, read_json_object, write_json
 from vavae.progress import track
@@ -67,6 +68,7 @@ class LatentSettings:
         class_names: One name per class.
         statistics: Mean and standard deviation "channel" by channel, or for every "position" of a channel too.
         class_token: Fingerprint of the teacher whose class tokens are stored; None stores none.
+        precision: Precision in which the tokenizer computed.
     """
 
     image_size: Size
@@ -79,6 +81,7 @@ class LatentSettings:
     class_names: tuple[str, ...] = ()
     statistics: Literal["channel", "position"] = "channel"
     class_token: str | None = None
+    precision: Compute = "fp32"
 
     @property
     def torch_dtype(self) -> torch.dtype:

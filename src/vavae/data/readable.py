@@ -339,7 +339,14 @@ def keep_readable(
 
 
 def write_unreadable(unreadable: Unreadable, path: str | os.PathLike[str] | None) -> None:
-    """Write names and reasons, one per line, tab-separated. Names keep their bytes, also if they are not UTF-8."""
-    if unreadable and path is not None:
+    """Write names and reasons, one per line, tab-separated; without any, remove the file of an earlier call.
+
+    Names keep their bytes, also if they are not UTF-8.
+    """
+    if path is None:
+        return
+    if not unreadable:
+        Path(path).unlink(missing_ok=True)
+    else:
         with written_whole(Path(path)) as temporary:
             temporary.write_bytes(os.fsencode("".join(f"{name}\t{reason}\n" for name, reason in unreadable)))

@@ -110,4 +110,5 @@ def read_label(content: IO[bytes], extension: str, names: tuple[str, ...], membe
             raise ValueError("must hold an object with a label")
         return Label(rank, source, class_number(value), member)
     except ValueError as error:  # of JSON and of UTF-8 too
-        raise UserError(f"images: {address}: {member}: {one_line(error)[:200]}") from error
+        remedy = "data.label_column none takes no labels"
+        raise UserError(f"images: {address}: {member}: {one_line(error)[:200]} ({remedy})") from error

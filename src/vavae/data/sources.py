@@ -144,6 +144,9 @@ def demo_pixels(split: Split) -> NDArray[np.uint8]:
     return pixels
 
 
+DEMO_SIDE = 32
+
+
 class DemoImages(ArrayImages):
     """The embedded images: a class-balanced part of CIFAR-10 (A. Krizhevsky 2009), 32x32, 10 classes.
 

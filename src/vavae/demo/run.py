@@ -11,7 +11,7 @@ from vavae import assets
 from vavae.config import to_plain
 from vavae.config.command_line import command_line
 from vavae.data import ImageSource, load_pixels
-from vavae.data.images import check_same_classes, note, printed_once
+from vavae.data.images import check_same_classes, note_source, printed_once
 from vavae.demo.contents import DemoReport, RunResult, StepTiming
 from vavae.demo.measure import ReferenceImages, measure, shipped_gallery
 from vavae.demo.page import write_page
@@ -93,8 +93,9 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
     device = resolve_device(config.device)
     steps = _Steps(folder / "steps.json")
     train = config.data("train").open("train", folder)
-    note(folder / "images.json", "test images", len(test), test.class_names, test.found)
     check_same_classes(train, test)
+    note_source(folder, train)
+    note_source(folder, test, "test images")
     with steps("fetch the pretrained weights", f"LPIPS and {config.teacher}"):
         for network in ("lpips-vgg16", "lpips-alexnet"):
             assets.fetch(network)

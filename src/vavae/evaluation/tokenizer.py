@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from vavae.evaluation.records import fidelity_records, make_records, uniformity_
 from vavae.io.files import write_text, written_whole
 from vavae.io.hashing import digest
 from vavae.losses import LPIPS
+from vavae.losses.perceptual import Network, smallest_side
 from vavae.metrics import (
     Convention,
     FeatureNetwork,
@@ -44,9 +46,17 @@ from vavae.models import Tokenizer
 from vavae.teachers import Teacher, resample_grid
 
 
-def perceptual_networks(device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Return LPIPS with VGG-16 and with AlexNet, by name."""
-    return {f"lpips_{name}": LPIPS.pretrained(name).to(device) for name in ("vgg16", "alexnet")}
+def perceptual_networks(
+    device: torch.device, size: Size, say: Callable[[str], None]
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Return LPIPS with VGG-16 and with AlexNet, by name; say which is left out, as images of `size` are too small."""
+    networks = {}
+    for name in get_args(Network):
+        if min(height_width(size)) < smallest_side(name):
+            say(f"LPIPS with {name} is left out: it needs images of at least {smallest_side(name)} pixels a side")
+        else:
+            networks[f"lpips_{name}"] = LPIPS.pretrained(name).to(device)
+    return networks
 
 
 def reconstruction(

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vavae.config.image_size import Size
+from vavae.config.image_size import Size, format_size, height_width
 from vavae.data import ImageSource, load_pixels, to_tensor, to_uint8
 from vavae.data.images import ImagesConfig, evenly_spaced
+from vavae.data.sources import DEMO_SIDE
 from vavae.device import Compute, autocast
-from vavae.errors import UserError
+from vavae.errors import UserError, errors_name
 from vavae.evaluation.generation import read_statistics
 from vavae.metrics import RunningMoments, load_feature_network, moments_of
 from vavae.models import Generator, SamplingConfig
@@ -166,8 +167,14 @@ class SampleDistance:
                     f"{self.config.reference}"
                 )
             return statistics.pool
+        if self.config.reference == "demo" and max(height_width(size)) > DEMO_SIDE:
+            raise UserError(
+                f"frechet.reference must be images for training at {format_size(size)}, got demo, whose images have "
+                f"{DEMO_SIDE} px: name a set of images, or an npz that 'vavae evaluate --save_reference' writes"
+            )
         data = ImagesConfig(self.config.reference, size, limit=_REFERENCE_IMAGES)
-        source = self.world.once(lambda: data.open("train", what="frechet.reference"))
+        with errors_name("frechet.reference"):
+            source = self.world.once(lambda: data.open("train", what="frechet.reference"))
         own = torch.arange(len(source))[self.world.rank :: self.world.size]
         return self._moments(lambda indices: load_pixels(source, indices, size, data.workers), own)
 

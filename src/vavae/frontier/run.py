@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vavae.data.images import check_same_classes, printed_once
+from vavae.data.images import check_same_classes, note_source, printed_once
 from vavae.device import resolve_device
 from vavae.errors import RunError, UserError
 from vavae.extras import require_extra
@@ -227,8 +227,10 @@ def run(config: Config) -> Path:
         raise UserError("torchrun cannot start this command; start plain processes on one --output, one per GPU")
     with chosen("output", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    train, test = config.data.open("train", folder), config.data.open("test", folder, "test images")
+    train, test = config.data.open("train", folder), config.data.open("test", what="test images")
     check_same_classes(train, test)
+    note_source(folder, train)
+    note_source(folder, test, "test images")
     grid = Grid(config, (train.fingerprint(), test.fingerprint()))
     if not grid.jobs:
         raise UserError("experiments: at least one must have seeds")

@@ -22,7 +22,7 @@ from vavae.data import (
     load_images,
     loaded_ahead,
 )
-from vavae.data.images import ImagesConfig
+from vavae.data.images import ImagesConfig, note_source
 from vavae.data.latent_writer import LEFT_OVER, holds_latents
 from vavae.device import Precision, autocast, resolve_device, resolve_precision
 from vavae.errors import UserError, errors_name
@@ -137,8 +137,10 @@ def run(config: Config) -> LatentDataset:
             class_names=source.class_names,
             statistics="channel" if tokenizer.autoencoder.latent_grid is None else "position",
             class_token=None if teacher is None else teacher.fingerprint(),
+            precision=resolve_precision(config.precision, tokenizer.device),
         )
         writer = LatentWriter(folder, len(source), settings, config.shard_size, world.rank, world.size)
+        world.once(lambda: note_source(folder, source))
         missing = writer.missing()
         todo = sum(shard.count for shard in missing)
         if missing:

@@ -15,7 +15,7 @@ from vavae import assets
 from vavae.config.image_size import Size, as_size, format_size
 from vavae.data import ImageSource, has_part
 from vavae.data.images import ImagesConfig, note, report
-from vavae.data.sources import Split
+from vavae.data.sources import DEMO_SIDE, Split
 from vavae.device import InferencePrecision, resolve_device, resolve_precision
 from vavae.errors import UserError
 from vavae.evaluation import tokenizer as of_tokenizer
@@ -47,8 +47,6 @@ from vavae.teachers import load_teacher
 from vavae.training.compile import CompileOption
 from vavae.training.parallel import World, sharing_processes
 from vavae.training.run_log import versions
-
-_DEMO_SIDE = 32  # of the embedded images
 
 
 @dataclass(frozen=True)
@@ -252,11 +250,11 @@ def _check_models(config: Config) -> Tokenizer | Generator | None:
             _check_size(path, generator.image_size, size)
         else:
             _check_size(path, _sample_images(path).size, size)
-    if config.data.images == "demo" and config.data.size != _DEMO_SIDE and not (generated and config.reference):
+    if config.data.images == "demo" and config.data.size != DEMO_SIDE and not (generated and config.reference):
         # Without --data.images, a model of other images would be measured on enlarged demo images.
         raise UserError(
-            f"data.size must be {_DEMO_SIDE} for data.images demo, got {format_size(config.data.size)}; name the "
-            f"images to measure with, or give --data.size {_DEMO_SIDE}"
+            f"data.size must be {DEMO_SIDE} for data.images demo, got {format_size(config.data.size)}; name the "
+            f"images to measure with, or give --data.size {DEMO_SIDE}"
         )
     return opened if len(config.model) == 1 else None
 
@@ -279,9 +277,12 @@ def _sample_images(path: str) -> ImageSet:
 
 
 def _drop_old(config: Config) -> None:
-    """Remove the earlier note of the images, and half-written files that killed calls left under this call's names."""
-    if config.output is not None:
-        Path(config.output).with_suffix(".images.json").unlink(missing_ok=True)
+    """Remove what an earlier call wrote next to its records, and half-written files that killed calls left."""
+    if config.output is not None and Path(config.output).exists():
+        output = Path(config.output)
+        for kind in ("images.json", "png", "images.csv", "spectrum.txt", "*[0-9].images.csv", "*[0-9].spectrum.txt"):
+            for old in output.parent.glob(f"{glob.escape(output.stem)}.{kind}"):
+                old.unlink()
     for path in (config.output, config.save_reference):
         if path is not None and Path(path).parent.is_dir():
             drop_drafts(Path(path).parent, f"{glob.escape(Path(path).stem)}.*")
@@ -412,15 +413,22 @@ class _TokenizerEvaluation:
             store, world, config.batch_size, config.precision, config.seed, config.bootstrap, workers, images=images
         )
         self.source = _open(config, world, config.split, "images")
+        if len(self.source) < 2 and (config.networks or config.teacher is not None):
+            raise UserError(
+                f"data.images must have at least 2 images for distances, got 1 in {self.source.name}: --network null "
+                "without a teacher measures one"
+            )
         # A probe is fitted on the training part, and needs another part to be tested on.
         self.part = "all" if config.split == "test" and one_part(config.data) else config.split
         self.train_source = None
         obstacle = self._obstacle_to_probes()
         if obstacle is not None:
             world.once(lambda: print(f"linear probe and k-NN are left out: {obstacle}"))
-        elif self.part == "test":
+        else:
             self.train_source = _open(config, world, "train", "training images of the probe")
-        self.perceptual = of_tokenizer.perceptual_networks(self.device) if config.conventions else {}
+        self.perceptual = {}
+        if config.conventions:
+            self.perceptual = of_tokenizer.perceptual_networks(self.device, config.data.size, world.say)
         strict = _networks(config, config.networks, len(self.source), world)
         self.networks = {"strict": strict, "published": strict}
         # A published rFID is by pytorch-fid's Inception, which has its own resize.
@@ -435,11 +443,13 @@ class _TokenizerEvaluation:
     def _obstacle_to_probes(self) -> str | None:
         """Return why a probe cannot be fitted, or None."""
         images = self.config.data.images
+        if self.part == "train":
+            return "they are tested on images that they are not fitted to: --split test"
         if self.part == "all":
             return f"{images} has no test part; --data.holdout 0.1, here and in training, keeps images for one"
-        if self.part == "test" and self.source.num_classes < 2:
+        if self.source.num_classes < 2:
             return "the images have no labels, or one class only"
-        if self.part == "test" and self.config.data.holdout == 0 and not has_part(images, "train"):
+        if self.config.data.holdout == 0 and not has_part(images, "train"):
             return f"{images} has no training part"
         return None
 

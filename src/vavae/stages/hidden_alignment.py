@@ -25,7 +25,7 @@ from vavae.data import (
     load_pixels,
     to_tensor,
 )
-from vavae.data.images import ImagesConfig
+from vavae.data.images import ImagesConfig, note_source
 from vavae.device import resolve_device, resolve_precision
 from vavae.errors import UserError, errors_name
 from vavae.flow.networks import config_of
@@ -250,6 +250,7 @@ class HiddenAlignment:
         source = world.once(lambda: config.data.open("train", folder, "aligned images"))
         images = world.once(source.fingerprint)
         _check_images(config, latents, source, images)
+        world.once(lambda: note_source(folder, source, "aligned images"))
         device = resolve_device(training.device)
         bf16 = resolve_precision(training.precision, device) == "bf16"
         with errors_name("alignment.teachers"):

@@ -148,6 +148,8 @@ def run(config: Config) -> Path:
                     _write_grid(folder, len(labels), config.grid_columns)
                 if config.npz:
                     _write_npz(folder, len(labels))
+                else:  # one of an earlier call may have other samples
+                    (folder / "samples.npz").unlink(missing_ok=True)
                 print(f"samples: {folder}")
     return folder
 

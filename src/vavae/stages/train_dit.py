@@ -16,7 +16,7 @@ from vavae import rng
 from vavae.config.image_size import format_size, scale_size
 from vavae.data import IndexStream, LatentDataset, load_batches, to_uint8
 from vavae.data.found import Found
-from vavae.data.images import report
+from vavae.data.images import note, report
 from vavae.device import autocast, fits_on, resolve_device, resolve_precision, to_device
 from vavae.errors import UserError
 from vavae.evaluation.validation import FrechetConfig, SampleDistance, check_best, check_rhythm, mean_terms, shard_of
@@ -439,11 +439,13 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
             return Generator.from_pretrained(run.result, run.device)
         latents = LatentDataset(config.latents)
         names = latents.class_names or tuple(str(number) for number in range(latents.num_classes))
-        run.world.once(lambda: report("latents", len(latents), names, Found(f"folder {latents.folder}"), run.folder))
+        described = "latents", len(latents), names, Found(f"folder {latents.folder}")
+        run.world.once(lambda: report(*described))
         # A published tokenizer may come without statistics: the latents have them.
         statistics = latents.statistics if config.normalization == "latents" else None
         tokenizer = Tokenizer.from_pretrained(config.tokenizer, statistics=statistics)
         run.world.once(latents.verify)
         task = TransformerTask(config, latents, tokenizer, run.world)
         run.record_data(task.identity)
+        run.world.once(lambda: note(run.folder / "images.json", *described))
         return run.train(task, "transformer")

@@ -25,7 +25,7 @@ from vavae.data import (
     to_tensor,
     to_uint8,
 )
-from vavae.data.images import evenly_spaced
+from vavae.data.images import evenly_spaced, note_source
 from vavae.data.transforms import flip_horizontally, published_random_crop
 from vavae.device import autocast, image_memory_format, resolve_device, resolve_precision, to_device
 from vavae.evaluation.validation import ReconstructionDistance, mean_terms, shard_of
@@ -294,7 +294,9 @@ class TokenizerTask(TrainingTask):
 
     @cached_property
     def _validation(self) -> ImageSource:
-        return self.world.once(lambda: self.config.data.open("test", self._folder, "validation"))
+        source = self.world.once(lambda: self.config.data.open("test", what="validation"))
+        self.world.once(lambda: note_source(self._folder, source, "validation"))
+        return source
 
     @cached_property
     def _costs(self) -> TokenizerCosts:
@@ -398,6 +400,7 @@ def training_images(config: Config, run: Run) -> ImageSource:
     # The first process lists and checks the images for all: a set may have millions, and each node its own cache.
     source = run.world.once(lambda: config.data.open("train", run.folder))
     run.record_data(lambda: {"data.images": source.fingerprint()})
+    run.world.once(lambda: note_source(run.folder, source))
     if len(source) * 3 * num_pixels(config.data.size) <= IN_MEMORY_BYTES and config.data.crop == "center":
         return InMemoryImages(source, config.data.size, config.data.workers)
     return source

@@ -77,6 +77,8 @@ class Run:
     def train(self, task: TrainingTask, name: str) -> Any:
         """Train `task` to the end, write the model to `result`, and return it; `name` heads the progress."""
         trainer = Trainer(task, self.config.training, self.folder, self.world)
+        # Only now, since a call that fails before must leave the run as it was.
+        self.world.once(lambda: _record_length(self.folder, self.config))
         trainer.run(name)
         model = trainer.model()
         self.world.once(lambda: model.save_pretrained(self.result))
@@ -175,7 +177,12 @@ def open_run_folder(folder: Path, config: Any, ignored_keys: Collection[str] = (
     for key in changed:
         if key not in IGNORED_KEYS | set(ignored_keys):
             _check_longer(folder, key, former, present)
-    if _LENGTH in changed:
+
+
+def _record_length(folder: Path, config: Any) -> None:
+    """Write the recipe of a run that becomes longer."""
+    recipe = folder / "recipe.yaml"
+    if flat(read_yaml(recipe)).get(_LENGTH) != config.training.images:
         write_text(recipe, to_yaml(config))
 
 
