@@ -50,7 +50,7 @@ def perceptual_networks(
     device: torch.device, size: Size, say: Callable[[str], None]
 ) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Return LPIPS with VGG-16 and with AlexNet, by name; say which is left out, as images of `size` are too small."""
-    networks = {}
+    networks: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
     for name in get_args(Network):
         if min(height_width(size)) < smallest_side(name):
             say(f"LPIPS with {name} is left out: it needs images of at least {smallest_side(name)} pixels a side")
