@@ -60,31 +60,29 @@ def resolve_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    other = None if device == "cpu" else torch.accelerator.current_accelerator(check_available=True)
-    known = "auto or cpu" if other is None else f"auto, cpu or {other.type}"
-    counts = {"cpu": 1} if other is None else {"cpu": 1, other.type: torch.accelerator.device_count()}
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device must be {known}, got '{device}', which is not a device") from error
-    if (chosen.index or 0) >= counts.get(chosen.type, 0):
-        raise UserError(f"device must be {known}, got '{device}', which is not on this machine")
+    chosen = named_device(device, "auto")
     if not supports_float64(chosen) and torch.__version__ < "2.13":
         # Older fused Adam kernels for Apple GPUs ignore `found_inf`, which skips bad steps.
         raise UserError(f"device: '{device}' needs torch 2.13 or newer, got torch {torch.__version__}")
     return chosen
 
 
-def named_device(device: torch.device | str) -> torch.device:
-    """Return a device by its name.
+def named_device(device: torch.device | str, *besides: str) -> torch.device:
+    """Return a device by its name; `besides` are further names that the caller knows, for the message.
 
     Raises:
-        UserError: It is not the name of a device.
+        UserError: It is not the name of a device, or of one that is not on this machine.
     """
+    other = None if str(device) == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+    counts = {"cpu": 1} | ({} if other is None else {other.type: torch.accelerator.device_count()})
+    known = " or ".join(", ".join((*besides, *counts)).rsplit(", ", 1))
     try:
-        return torch.device(device)
+        chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"device must be cpu, cuda, mps or another device of torch, got {device!r}") from error
+        raise UserError(f"device must be {known}, got '{device}', which is not a device") from error
+    if chosen.type != "meta" and (chosen.index or 0) >= counts.get(chosen.type, 0):
+        raise UserError(f"device must be {known}, got '{device}', which is not on this machine")
+    return chosen
 
 
 def device_name(device: torch.device) -> str:

@@ -98,6 +98,9 @@ def test_generator_round_trip_is_exact(capsys: pytest.CaptureFixture[str]) -> No
     assert vavae("convert", "ours", "exported", "--to", "diffusers") == 0
     assert vavae("convert", "exported", "again") == 0
     assert vavae("convert", "again", "back", "--to", "published") == 0
+    assert "names of classes" not in capsys.readouterr().out  # this one has none
+    assert vavae("convert", "demo", "named", "--to", "published") == 0
+    assert "published checkpoints have no names of classes: they are not taken over" in capsys.readouterr().out
     again = Generator.from_pretrained("again")
     assert same_weights(again.transformer, model)
     assert same_weights(again.tokenizer.autoencoder, tokenizer)

@@ -42,6 +42,7 @@ def test_cells_and_their_recipes(tmp_path: Path) -> None:
         (none.training, none.flow, none.sampling)
     }
     assert len({grid.name(cell) for cell in grid.generators}) == 5
+    assert joint.data.flip == none.flip and joint.teacher.cache_features == (not none.flip)
     assert len(grid.tokenizers) == 1  # all learn the latents of one tokenizer, and joint training starts from it
     assert grid.placed_generator(grid.generators[-1]).initial == grid.encoding(grid.tokenizers[0]).tokenizer
 

@@ -165,7 +165,13 @@ def test_unsupported_autoencoders_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match="diffusers cannot build"):
             tokenizer_of(config).save_diffusers(tmp_path / "no")
-    published_class()(block_out_channels=(32,), norm_num_groups=8).save_pretrained(tmp_path)
+    grouped = published_class()(block_out_channels=(32,), norm_num_groups=8)
+    grouped.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="AutoencoderKL: norm_num_groups must be 32, got 8"):
+        Tokenizer.from_diffusers(grouped)
+    by_position = LatentStatistics(torch.zeros(4, 2, 2), torch.ones(4, 2, 2))
+    with pytest.raises(UserError, match="statistics must be one number per channel for diffusers"):
+        Tokenizer(tokenizer_of(NARROW).autoencoder, by_position).save_diffusers(tmp_path / "no")
     with pytest.raises(UserError, match=r"config\.json: norm_num_groups must be 32, got 8"):
         Tokenizer.from_pretrained(tmp_path)
     published_class()(block_out_channels=(32,), mid_block_add_attention=False).save_pretrained(tmp_path)

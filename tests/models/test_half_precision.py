@@ -90,9 +90,26 @@ def test_given_tokenizer_keeps_its_type(whole: Generator) -> None:
     assert given.tokenizer.dtype == torch.float32
 
 
+def test_weak_model_in_another_type_is_refused(whole: Generator) -> None:
+    weak = Generator.from_pretrained("demo", dtype=torch.bfloat16)
+    with pytest.raises(UserError, match=r"weak_model must have the generator's dtype torch\.float32 or float32, got"):
+        whole.latents([1], weak_model=weak, steps=3, guidance_scale=2.0)
+
+
+def test_default_type_of_torch_changes_no_weights() -> None:
+    try:
+        torch.set_default_dtype(torch.float16)
+        read = Generator.from_pretrained("demo")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert read.dtype == torch.float32
+
+
 def test_other_types_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dtype must be float32, float16 or bfloat16, got int8"):
         Tokenizer.from_pretrained("demo", dtype=torch.int8)
+    with pytest.raises(UserError, match="dtype must be float32, float16 or bfloat16, got float64"):
+        Generator.from_pretrained("demo").to(torch.float64)
     tokenizer = Tokenizer.from_pretrained("demo")
     with torch.no_grad():
         tokenizer.autoencoder.encoder.conv_in.weight[0, 0, 0, 0] = 1e5

@@ -346,7 +346,8 @@ def test_autoguidance_changes_samples(generator: Generator) -> None:
     assert not torch.allclose(guided, same, atol=0.05)
     # The weak network starts at velocity 0, so the guided velocity is the scale times the strong one.
     torch.testing.assert_close(guided, generator.with_weak_model(weak).latents([1]))
-    assert torch.equal(generator.latents([1], weak_model=weak, guidance_scale=1.0), same)
+    with pytest.raises(UserError, match="guidance_scale must not be 1 with weak_model, which then has no effect"):
+        generator.latents([1], weak_model=weak, guidance_scale=1.0)
 
 
 INTERVAL = "guidance_start, guidance_stop must be an interval within 0 (noise) to 1 (data), got"
@@ -364,7 +365,7 @@ INTERVAL = "guidance_start, guidance_stop must be an interval within 0 (noise) t
         ("guidance_start", -0.1, f"{INTERVAL} -0.1 to 1.0"),
         ("guidance_stop", 0.1, f"{INTERVAL} 0.125 to 0.1"),
         ("guidance_stop", 1.5, f"{INTERVAL} 0.125 to 1.5"),
-        ("guidance_channels", -1, "guidance_channels must be 0 (all) or more, got -1"),
+        ("guidance_channels", -1, "guidance_channels must be a whole number from 0 (all) on, got -1"),
     ],
 )
 def test_sampling_out_of_range_is_named(name: str, value: float, named: str) -> None:

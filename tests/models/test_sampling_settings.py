@@ -51,6 +51,24 @@ def test_folder_keeps_the_settings(generator: Generator, change: dict[str, Any],
     assert found.config.auxiliary_block == 1
 
 
+def test_shift_by_dimension_is_stored_as_a_number(generator: Generator, tmp_path: Path) -> None:
+    by_rule = generator.with_sampling(SamplingConfig(shift="dimension"))
+    with pytest.raises(UserError, match="shift must be a number for latents of"):  # these are too small for the rule
+        by_rule.save_pretrained(tmp_path / "generator")
+    assert not (tmp_path / "generator").exists()
+
+
+def test_parts_that_cannot_be_stored_are_refused() -> None:
+    made = make_generator()
+    for wrong, message in (
+        ({"class_names": ["a"]}, "class_names must be 10 names, got 1"),
+        ({"path": "round"}, "path must be one of linear, cosine, vp, got round"),
+        ({"prediction": "x"}, "prediction must be one of .*, got x"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Generator(made.transformer, made.tokenizer, **wrong)  # type: ignore[arg-type]
+
+
 def test_a_step_must_move() -> None:
     zero_star: dict[str, Any] = {"steps": 5, "guidance_scale": 2.0, "guidance_kind": "zero_star"}
     assert SamplingConfig(**zero_star, zero_init_steps=3).solver_steps == 4
@@ -65,6 +83,15 @@ def test_wrong_kinds_are_refused(generator: Generator) -> None:
         generator([1], guidance_kind="auto")  # type: ignore[call-overload]
     with pytest.raises(UserError, match="zero_init_steps must be a whole number from 0 on, got -1"):
         generator([1], zero_init_steps=-1)
+    for channels in (2.5, "2", True, -1):
+        with pytest.raises(UserError, match=r"guidance_channels must be a whole number from 0 \(all\) on, got"):
+            generator([1], guidance_channels=channels)  # type: ignore[call-overload]
+    with pytest.raises(UserError, match="weak_model must be a Generator, got 'demo'"):
+        generator([1], weak_model="demo", steps=3)  # type: ignore[call-overload]
+    with pytest.raises(UserError, match="guidance_scale must not be 1 with weak_model"):
+        generator([1], weak_model=generator, steps=3, guidance_scale=1.0)
+    with pytest.raises(UserError, match=r"size must be a number or \[height, width\], got 32\.0"):
+        generator([1], size=32.0)  # type: ignore[call-overload]
     with pytest.raises(UserError, match="guidance_kind must not be internal for a transformer without an auxiliary"):
         make_generator().latents([1], guidance_kind="internal")
     with pytest.raises(UserError, match="guidance_kind must be cfg or zero_star with a weak_model, got internal"):

@@ -141,6 +141,8 @@ def diffusers_config(config: AutoencoderConfig, statistics: LatentStatistics) ->
 
 def _scaling(statistics: LatentStatistics) -> dict[str, Any]:
     mean, std = statistics.mean, statistics.std
+    if statistics.grid is not None:
+        raise UserError("statistics must be one number per channel for diffusers, got one per position of each channel")
     if not bool((mean == mean[0]).all() and (std == std[0]).all()):
         whole = {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
         return whole | {"scaling_factor": 1.0, "shift_factor": None}
@@ -176,6 +178,8 @@ def diffusers_statistics(config: Mapping[str, Any], channels: int, source: str |
     mean, std = config.get("latents_mean"), config.get("latents_std")
     try:
         scaling, shift = float(config.get("scaling_factor", _DEFAULT_SCALING)), config.get("shift_factor") or 0.0
+        if (mean is None) != (std is None):
+            raise UserError("must have both latents_mean and latents_std, or neither")
         if mean is not None and std is not None:
             return scaled(LatentStatistics(torch.tensor(mean), torch.tensor(std)), scaling)
         return scaling_statistics(channels, scaling, float(shift))

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vavae.checkpoints.reading import WEIGHT_TYPES, check_finite, check_tensors, check_utf8
+from vavae.checkpoints.reading import check_finite, check_tensors, check_utf8
 from vavae.data.moments import holds_moments
 from vavae.errors import UserError
 from vavae.io.files import (
@@ -254,7 +254,7 @@ def hold_in(dtype: torch.dtype | None, *networks: nn.Module) -> None:
 
 def _narrow(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     kind = str(dtype).removeprefix("torch.")
-    if dtype not in WEIGHT_TYPES:
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise UserError(f"dtype must be float32, float16 or bfloat16, got {kind}")
     narrow = value.to(dtype)
     if not bool(narrow.isfinite().all()):
@@ -345,7 +345,7 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str | Pa
     on_meta = next(model.parameters()).is_meta
     if on_meta:  # copies, since a file on the disk may back the tensors
         order = torch.contiguous_format
-        tensors = {n: t.to(expected[n].dtype, copy=True, memory_format=order) for n, t in tensors.items()}
+        tensors = {n: t.to(torch.float32, copy=True, memory_format=order) for n, t in tensors.items()}
     model.load_state_dict(tensors, assign=on_meta)
 
 

@@ -232,6 +232,8 @@ def _generator(config: Config, source: Path, output: Path) -> None:
         square_side("the image size", generator.image_size, "the published code")
         if generator.config.routing.kind == "sprint":
             raise UserError("the published code has no transformers with routing.kind sprint, as this generator is")
+        if generator.config.auxiliary_block is not None:
+            raise UserError("the published code has no transformers with auxiliary_block, as this generator has")
     with whole_folder(output):
         if config.to == "native":
             generator.save_pretrained(output, _DTYPES[config.dtype])
@@ -256,6 +258,12 @@ def _write_published_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def _write_published_generator(generator: Generator, output: Path) -> None:
     _write_published_tokenizer(generator.tokenizer, output / "tokenizer")
+    if generator.class_names:
+        print("  published checkpoints have no names of classes: they are not taken over")
+    if generator.config.label_dropout == 0:
+        print("  published checkpoints do not say that label_dropout was 0: do not guide samples without labels")
+    if getattr(generator.config, "positions", "recompute") != "recompute":
+        print("  published checkpoints compute positions for each grid: positions interpolate is not taken over")
     if isinstance(generator.transformer, DiTDH):
         print("  RAE's checkpoints have no configuration: the sampling settings are not taken over")
         save_torch(dict(generator.transformer.state_dict()), output / "stage2_model.pt")

@@ -30,8 +30,9 @@ def as_size(key: str, given: int | Sequence[int]) -> Size:
     """
     if isinstance(given, int):
         return given
-    if len(given) != 2 or not all(isinstance(side, int) for side in given):
-        raise UserError(f"{key} must be a number or [height, width], got {list(given)}")
+    if not isinstance(given, Sequence) or len(given) != 2 or not all(isinstance(side, int) for side in given):
+        shown = list(given) if isinstance(given, Sequence) else given
+        raise UserError(f"{key} must be a number or [height, width], got {shown}")
     return size_of(*given)
 
 

@@ -34,9 +34,9 @@ def jointly(
 ) -> train_joint.Config:
     """Return the recipe that trains the transformer of `recipe` together with `tokenizer`, which is trained already."""
     return train_joint.Config(
-        data=tokenizer.data,
+        data=replace(tokenizer.data, flip=recipe.flip),
         tokenizer=tokenizer.tokenizer,
-        teacher=teacher,
+        teacher=replace(teacher, cache_features=teacher.cache_features and not recipe.flip),
         objective=replace(tokenizer.objective, reduction="mean"),
         transformer=recipe.transformer,
         flow=recipe.flow,

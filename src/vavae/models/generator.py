@@ -39,6 +39,7 @@ from vavae.models.sampling import (
     SamplingSettings,
     as_output,
     check_drawn,
+    check_flow,
     label_numbers,
     latent_size,
     sample_indices,
@@ -73,7 +74,8 @@ class Generator(SavedModel):
         report: The parts of a published checkpoint that were loaded and left out; None for other forms.
 
     Raises:
-        UserError: Transformer and tokenizer have different numbers of latent channels.
+        UserError: Transformer and tokenizer have different numbers of latent channels, the number of class names is
+            another one, or path or prediction is unknown.
     """
 
     _pipeline_tag = "unconditional-image-generation"  # the hub has none for class labels
@@ -96,6 +98,9 @@ class Generator(SavedModel):
                 f"a transformer for latents of {channels} channels does not fit a tokenizer "
                 f"with {tokenizer.latent_channels}"
             )
+        if class_names and len(class_names) != transformer.config.num_classes:
+            raise UserError(f"class_names must be {transformer.config.num_classes} names, got {len(class_names)}")
+        check_flow(path, prediction)
         self.transformer = transformer.eval()
         self.tokenizer = tokenizer
         if statistics is not None and not statistics.equals(tokenizer.statistics):
@@ -168,8 +173,12 @@ class Generator(SavedModel):
         """Return a generator with the same networks, whose guidance is autoguidance with a weaker generator.
 
         Raises:
-            UserError: The two differ in latents, statistics, flow or classes.
+            UserError: The two differ in latents, statistics, flow or classes, or it is no generator.
         """
+        if not isinstance(weak_model, Generator):
+            raise UserError(
+                f"weak_model must be a Generator, got {weak_model!r}: read it with Generator.from_pretrained"
+            )
         pairs = {
             "latent shape": (weak_model.latent_shape, self.latent_shape),
             "number of classes": (weak_model.num_classes, self.num_classes),
@@ -271,11 +280,17 @@ class Generator(SavedModel):
         indices = sample_indices(indices, len(labels), seed)
         sampling = self.sampling.changed(**settings)
         guided = self if weak_model is None else self.with_weak_model(weak_model)
+        if weak_model is not None and sampling.guidance is None:
+            raise UserError("guidance_scale must not be 1 with weak_model, which then has no effect")
         guided.check(labels, size, sampling)
+        if (weak := guided.weak_model) is not None and weak.dtype not in (torch.float32, self.dtype):
+            raise UserError(f"weak_model must have the generator's dtype {self.dtype} or float32, got {weak.dtype}")
         shape = (len(labels), *self.shape_for(size))
         noise = self.noise(indices, seed, size) if noise is None else torch.as_tensor(noise)
         if noise.shape != shape:
             raise UserError(f"noise must have the shape {shape}, got {tuple(noise.shape)}")
+        if not bool(noise.isfinite().all()):
+            raise UserError("noise must be finite, got NaN or infinity")
         class_noise = self.class_noise(indices, seed) if class_noise is None else class_noise
         draw: Callable[..., Tensor] = sample
         if class_noise is not None:
@@ -375,7 +390,7 @@ class Generator(SavedModel):
             "kind": "generator",
             "vavae_version": __version__,
             "transformer": to_plain(self.config),
-            "sampling": to_plain(self.sampling),
+            "sampling": to_plain(self.sampling.for_latents(self.latent_shape)),
             "tokenizer": "tokenizer",
             "statistics": f"tokenizer/{files.STATISTICS}",
             "path": self.path,
@@ -403,7 +418,7 @@ class Generator(SavedModel):
         """
         from vavae.models.diffusers.pipeline import write_pipeline
 
-        sampling = to_plain(self.sampling)
+        sampling = to_plain(self.sampling.for_latents(self.latent_shape))
         write_pipeline(
             Path(path), self.transformer, self.tokenizer, sampling, self.path, self.prediction, self.class_names
         )

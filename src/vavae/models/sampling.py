@@ -103,8 +103,9 @@ class SamplingConfig:
             )
         if not isinstance(self.zero_init_steps, int) or self.zero_init_steps < 0:
             raise UserError(f"zero_init_steps must be a whole number from 0 on, got {self.zero_init_steps}")
-        if self.guidance_channels is not None and self.guidance_channels < 0:
-            raise UserError(f"guidance_channels must be 0 (all) or more, got {self.guidance_channels}")
+        channels = self.guidance_channels
+        if channels is not None and (type(channels) is not int or channels < 0):
+            raise UserError(f"guidance_channels must be a whole number from 0 (all) on, got {channels!r}")
         if self.guidance_channels == 0:
             # Null means an option that is not given, so all channels have the number 0, which records keep as null.
             object.__setattr__(self, "guidance_channels", None)
@@ -228,15 +229,21 @@ else:
     )
 
 
+def check_flow(path: object, prediction: object) -> None:
+    """Raise UserError for a path or a prediction that does not exist."""
+    for key, value, known in (("path", path, get_args(PathName)), ("prediction", prediction, get_args(Prediction))):
+        if value not in known:
+            raise UserError(f"{key} must be one of {', '.join(known)}, got {str(value)[:60]}")
+
+
 def read_sampling(settings: object, path: object, prediction: object, source: str | Path) -> SamplingConfig:
     """Return the sampling settings in a model's file, after checking its path and prediction.
 
     Raises:
         UserError: A value is out of range or unknown; the message names the file and the key.
     """
-    for key, value, known in (("path", path, get_args(PathName)), ("prediction", prediction, get_args(Prediction))):
-        if value not in known:
-            raise UserError(f"{source}: {key} must be one of {', '.join(known)}, got {str(value)[:60]}")
+    with errors_name(source):
+        check_flow(path, prediction)
     if not isinstance(settings, dict):
         raise UserError(f"{source}: sampling must be a set of keys, got {str(settings)[:60]}")
     with errors_name(f"{source}: sampling"):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.diffusers_autoencoder import (
+    check_diffusers_config,
     diffusers_config,
     diffusers_statistics,
     from_diffusers_names,
@@ -136,12 +137,14 @@ class Tokenizer(SavedModel):
             noise: Standard normal noise in the shape of the latents, for a sample.
 
         Raises:
-            UserError: Images are not in [-1, 1] or have an unknown form, or the mode is unknown.
+            UserError: Images are not in [-1, 1] or have an unknown form, the mode is unknown, or noise has no use.
         """
         images = as_images(images)
         if mode not in ("mean", "sample"):
             raise UserError(f"mode must be 'mean' or 'sample', got {mode!r}")
         latents = self.autoencoder.encode(images.to(self.device))
+        if noise is not None and (mode == "mean" or isinstance(latents, Tensor)):
+            raise UserError("noise must be None for latents without noise: only a posterior with mode 'sample' has any")
         if not isinstance(latents, Tensor):
             latents = latents.mode() if mode == "mean" else latents.sample(noise=noise)
         return self.statistics.normalize(latents)
@@ -156,9 +159,8 @@ class Tokenizer(SavedModel):
         if not isinstance(latents, Tensor) or not latents.is_floating_point():
             given = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
             raise UserError(f"latents must be a tensor of floats, as encode returns them, got {given}")
-        wide = torch.promote_types(self.dtype, torch.float32)
-        raw = self.statistics.denormalize(latents.to(self.device, wide))
-        return self.autoencoder.decode(raw).to(wide).clamp(-1.0, 1.0)
+        raw = self.statistics.denormalize(latents.to(self.device, torch.float32))
+        return self.autoencoder.decode(raw).float().clamp(-1.0, 1.0)
 
     def reconstruct(self, images: Images) -> Tensor:
         """Encode images (see `encode`) and decode the mean of the posterior: (B, 3, H, W) in [-1, 1]."""
@@ -308,6 +310,7 @@ class Tokenizer(SavedModel):
         elif name == "AutoencoderKL":
             tensors, _ = from_diffusers_names(autoencoder.state_dict(), name)
             shape = infer_autoencoder(tensors, name)
+            check_diffusers_config(autoencoder.config, shape, name)
             model = build(AutoencoderKL, shape, tensors, name)
             own = diffusers_statistics(autoencoder.config, shape.latent_channels, name)
         else:

@@ -74,7 +74,8 @@ def sampling_controls(
         solver = gr.Dropdown(list(solvers), value=chosen if chosen in solvers else solvers[0], label="Solver")
         steps = gr.Slider(2, max(250, defaults.steps), value=defaults.steps, step=1, label="Grid points")
         time_shift = float(defaults.shift) or 1.0
-        shift = gr.Slider(0.05, max(2, time_shift), value=time_shift, step=0.05, label="Time shift (1 is none)")
+        least, most = min(0.05, time_shift), max(2, time_shift)
+        shift = gr.Slider(least, most, value=time_shift, step=0.05, label="Time shift (1 is none)")
         start = gr.Slider(0, 1, value=defaults.guidance_start, step=0.01, label="Guidance from time (0 is noise)")
         stop = gr.Slider(0, 1, value=defaults.guidance_stop, step=0.01, label="Guidance up to time (1 is data)")
         own = defaults.guidance_kind if defaults.guidance_kind in kinds else kinds[0]

@@ -10,6 +10,7 @@ import torch
 
 from vavae.config.image_size import Size, format_size, height_width
 from vavae.errors import UserError, did_you_mean
+from vavae.io.files import user_path
 from vavae.teachers.backbones import resize_positions
 from vavae.teachers.base import CAFFE, CLIP, HALF, IMAGENET, PUBLISHED, Backbone, Normalization, Teacher
 from vavae.teachers.families import Family, detect_family, load_backbone, read_json
@@ -140,8 +141,8 @@ def _find_folder(spec: TeacherSpec | None, name: str) -> Path:
     if spec is not None:
         path = assets.path(spec.source)
         return path if path.is_dir() else path.parent
-    if Path(name).is_dir():
-        return Path(name)
+    if user_path(name).is_dir():
+        return user_path(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return assets.path(name)
     names = [spec.name for spec in TEACHERS]

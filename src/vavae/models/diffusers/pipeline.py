@@ -70,6 +70,7 @@ def write_pipeline(
     tensors = {f"network.{name}": value for name, value in transformer.state_dict().items()}
     files.write_tensors(folder / "transformer" / files.DIFFUSERS_WEIGHTS[0], tensors)
     shape = {"_class_name": "LightningDiTModel", "_diffusers_version": _VERSION, **to_plain(transformer.config)}
+    del shape["class_token"]  # the exported network has none
     write_json(folder / "transformer" / files.CONFIG, shape)
     (folder / "transformer" / "lightningdit.py").write_text(transformer_source())
     scheduler = {
