@@ -22,6 +22,7 @@ from vavae.config import load_recipe
 from vavae.config.recipes import package_recipe
 from vavae.data.readable import image_error, read_rgb
 from vavae.data.webdataset import WebDatasetImages
+from vavae.errors import UserError
 from vavae.stages import train_dit
 from vavae.tokenizer import AutoencoderConfig, LatentStatistics
 
@@ -74,8 +75,9 @@ def image_target() -> Target:
     ]
 
     def read(path: Path) -> None:
-        if image_error(path) is None:  # else the data sets list it
-            read_rgb(path)
+        if (error := image_error(path)) is not None:  # the data sets list it
+            raise UserError(error)
+        read_rgb(path)
 
     return Target([picture(*form) for form in forms], read, "image.png")
 

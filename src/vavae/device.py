@@ -61,6 +61,8 @@ def resolve_device(device: str) -> torch.device:
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     chosen = named_device(device, "auto")
+    if chosen.type == "meta":
+        raise UserError(f"device must be one that computes, got '{device}', which is not on this machine")
     if not supports_float64(chosen) and torch.__version__ < "2.13":
         # Older fused Adam kernels for Apple GPUs ignore `found_inf`, which skips bad steps.
         raise UserError(f"device: '{device}' needs torch 2.13 or newer, got torch {torch.__version__}")

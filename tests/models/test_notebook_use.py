@@ -214,7 +214,7 @@ def test_a_missing_device_is_refused(generator: Generator) -> None:
 
 def test_noise_without_use_is_refused(generator: Generator) -> None:
     noise = torch.zeros(1, 16, 8, 8)
-    with pytest.raises(UserError, match="noise must be None for latents without noise"):
+    with pytest.raises(UserError, match="noise must be None for mode 'mean'"):
         generator.tokenizer.encode(torch.zeros(1, 3, 32, 32), noise=noise)
     with pytest.raises(UserError, match="noise must be finite, got NaN or infinity"):
         generator([1], noise=noise * torch.nan, **FEW)

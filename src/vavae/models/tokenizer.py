@@ -133,7 +133,8 @@ class Tokenizer(SavedModel):
         Args:
             images: (B, 3, H, W) in [-1, 1], or another form of `vavae.data.as_images`: Pillow images, numpy pixels, or
                 a list of either.
-            mode: The mean of the posterior, or a sample of it; a representation autoencoder has no posterior.
+            mode: The mean of the posterior, or a sample of it; a representation autoencoder has no posterior, and
+                ignores mode and noise.
             noise: Standard normal noise in the shape of the latents, for a sample.
 
         Raises:
@@ -142,9 +143,9 @@ class Tokenizer(SavedModel):
         images = as_images(images)
         if mode not in ("mean", "sample"):
             raise UserError(f"mode must be 'mean' or 'sample', got {mode!r}")
+        if noise is not None and mode == "mean":
+            raise UserError("noise must be None for mode 'mean', which has none; mode 'sample' takes it")
         latents = self.autoencoder.encode(images.to(self.device))
-        if noise is not None and (mode == "mean" or isinstance(latents, Tensor)):
-            raise UserError("noise must be None for latents without noise: only a posterior with mode 'sample' has any")
         if not isinstance(latents, Tensor):
             latents = latents.mode() if mode == "mean" else latents.sample(noise=noise)
         return self.statistics.normalize(latents)
