@@ -173,7 +173,7 @@ class Generator(SavedModel):
         """Return a generator with the same networks, whose guidance is autoguidance with a weaker generator.
 
         Raises:
-            UserError: The two differ in latents, statistics, flow or classes, or it is no generator.
+            UserError: The two differ in latents, statistics, flow or classes, or it is not a Generator.
         """
         if not isinstance(weak_model, Generator):
             raise UserError(
