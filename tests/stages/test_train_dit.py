@@ -67,7 +67,7 @@ def test_validation_distance_of_averaged_weights(data: Path, tmp_path: Path, mon
 def test_validation_times_do_not_depend_on_a_switch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Positions of validation latents are no images of the run."""
+    """Positions of validation latents do not count images of the run."""
     drawn: list[Tensor] = []
 
     def loss(*_: Any, t: Tensor, **__: Any) -> dict[str, Tensor]:

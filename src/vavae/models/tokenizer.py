@@ -138,7 +138,7 @@ class Tokenizer(SavedModel):
             noise: Standard normal noise in the shape of the latents, for a sample.
 
         Raises:
-            UserError: Images are not in [-1, 1] or have an unknown form, the mode is unknown, or noise is given for a mean.
+            UserError: Images are not in [-1, 1] or have an unknown form, the mode is unknown, or a mean has noise.
         """
         images = as_images(images)
         if mode not in ("mean", "sample"):
